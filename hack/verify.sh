@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Fails when something generated is out of date, a linter finds something, a module is not tidy, or a file is not tracked. Each failure says what to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { echo "verify: $*" >&2; exit 1; }
+
+before=$(git status --porcelain)
+for module in . hack/tools hack/controlplane; do
+	(cd "$module" && go mod tidy -diff >/dev/null) || fail "go.mod of $module is not tidy: run 'make tidy' and commit"
+done
+make --no-print-directory generate
+after=$(git status --porcelain)
+if [[ "$before" != "$after" ]]; then
+	git --no-pager diff --stat >&2
+	fail "generated files are out of date: run 'make generate' and commit what has changed"
+fi
+untracked=$(git ls-files --others --exclude-standard)
+[[ -z "$untracked" ]] || fail "these files are not tracked; commit them or ignore them:"$'\n'"$untracked"
+
+make --no-print-directory lint
+for overlay in config/crd config/default config/samples; do
+	bin/tools/kustomize build "$overlay" >/dev/null || fail "kustomize cannot build $overlay"
+done
+bash -n .ci/run hack/*.sh hack/controlplane/*.sh
+echo "verify: everything is up to date"
