@@ -1,0 +1,209 @@
+// Package expression evaluates what users write between ${ and }: CEL, the language that Kubernetes users already know, without
+// clock, randomness or I/O, and with a limit on everything.
+//
+// A template is any JSON value. Each string in it may hold expressions:
+//
+//   - A string that is exactly ${…} becomes the value of the expression and keeps its type.
+//   - Inside a longer string the value is rendered as text: a string as it is, a number or a boolean as in JSON, a list or a map as compact
+//     JSON. A missing value or null is an error there, because the text would silently mean something else.
+//   - $${ is a literal ${.
+//
+// In scope are input, saga (name, namespace, uid), steps.NAME.output (steps["NAME"] where the name holds a dash), and, for outputs only,
+// response. Besides the standard library of CEL there are its extensions strings, math, lists, sets, bindings, and base64. Maps are
+// walked in the order of their keys, so that an expression has one value and not several.
+//
+// The string under the key url at the root of settings is a URL, and values are escaped for the place at which they stand in it: what
+// is rendered into a path or a query can neither leave it nor add to it.
+package expression
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sort"
+	"strconv"
+)
+
+// Limits of expressions and of what they make.
+const (
+	// MaxExpressionBytes bounds the text between ${ and }.
+	MaxExpressionBytes = 4 << 10
+	// MaxRenderedBytes bounds a rendered value, counted about as its JSON is long.
+	MaxRenderedBytes = 1 << 20
+	// MaxDepth bounds the nesting of templates, of decoded JSON and of rendered values.
+	MaxDepth = 32
+	// maxCost bounds one evaluation, in CEL's units: about one per simple operation.
+	maxCost = 200_000
+	// maxNodes bounds a rendered value in another way, so that many tiny values cannot cost much memory.
+	maxNodes = 256 << 10
+)
+
+// Scope is what an expression may see. Its values are JSON-like: nil, bool, int64, float64, string, []any, map[string]any. It is only
+// read.
+type Scope struct {
+	Input any
+	// Saga holds name, namespace and uid.
+	Saga map[string]any
+	// Steps maps the name of each finished step to a map with its output.
+	Steps map[string]any
+	// Response is the participant's answer; only for templates that were compiled WithResponse.
+	Response any
+}
+
+// Vars says which variables a template may name.
+type Vars int
+
+// The two sets of variables.
+const (
+	// WithoutResponse allows input, saga and steps: the settings of actions and compensations.
+	WithoutResponse Vars = iota
+	// WithResponse allows response as well: outputs.
+	WithResponse
+)
+
+// Error says what is wrong at one place of a template.
+type Error struct {
+	// Path leads from the root of the value to the place, for example body.lines[0]; it is empty for the root.
+	Path    string
+	Message string
+}
+
+func (e Error) Error() string {
+	if e.Path == "" {
+		return e.Message
+	}
+	return e.Path + ": " + e.Message
+}
+
+// Template is a compiled value. It is immutable and safe for concurrent use.
+type Template struct {
+	root   node
+	steps  []string
+	static bool
+}
+
+// Steps returns the names of the steps that the template reads, sorted and without repetition.
+func (t *Template) Steps() []string { return slices.Clone(t.steps) }
+
+// Static reports whether the template holds no expression.
+func (t *Template) Static() bool { return t.static }
+
+// Compile checks and compiles a JSON-like value. It reports everything that is wrong, not only the first thing; the template is nil
+// then.
+func Compile(value any, vars Vars) (*Template, []Error) {
+	c := compiler{vars: vars, steps: map[string]bool{}}
+	root := c.compile(value, "", 0)
+	if len(c.errs) > 0 {
+		return nil, c.errs
+	}
+	t := &Template{root: root, static: !c.dynamic, steps: make([]string, 0, len(c.steps))}
+	for name := range c.steps {
+		t.steps = append(t.steps, name)
+	}
+	sort.Strings(t.steps)
+	return t, nil
+}
+
+// Render evaluates the template. The result shares nothing with the scope. An error is an Error that names the place, and says nothing
+// about other places.
+func (t *Template) Render(s Scope) (any, error) {
+	r := renderer{scope: s}
+	return r.render(t.root, 0)
+}
+
+// Literals returns the texts around the expressions of a string, escapes resolved: one more than there are expressions, so one for a
+// string without any. It returns nil for a string that Compile refuses because an expression does not end.
+func Literals(s string) []string {
+	parts, err := scan(s)
+	if err != nil {
+		return nil
+	}
+	literals := []string{""}
+	for _, p := range parts {
+		if p.expr {
+			literals = append(literals, "")
+		} else {
+			literals[len(literals)-1] = p.text
+		}
+	}
+	return literals
+}
+
+// Decode turns one JSON value into JSON-like Go values: integers that fit become int64, other numbers float64. Nesting is limited to
+// MaxDepth. Empty input is null.
+func Decode(raw json.RawMessage) (any, error) {
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return nil, nil
+	}
+	// Measured first, because the decoder builds ten thousand levels before it complains.
+	if err := checkDepth(raw); err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var v any
+	if err := d.Decode(&v); err != nil {
+		return nil, fmt.Errorf("decode JSON: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("decode JSON: more follows after the value")
+	}
+	return numbers(v)
+}
+
+// checkDepth counts brackets outside of strings.
+func checkDepth(raw []byte) error {
+	depth, quoted := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > MaxDepth {
+				return fmt.Errorf("decode JSON: nested deeper than %d levels", MaxDepth)
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return nil
+}
+
+// numbers replaces each json.Number in place.
+func numbers(v any) (any, error) {
+	var err error
+	switch v := v.(type) {
+	case json.Number:
+		return number(v)
+	case []any:
+		for i := range v {
+			if v[i], err = numbers(v[i]); err != nil {
+				return nil, err
+			}
+		}
+	case map[string]any:
+		for k, e := range v {
+			if v[k], err = numbers(e); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return v, nil
+}
+
+func number(n json.Number) (any, error) {
+	if i, err := strconv.ParseInt(string(n), 10, 64); err == nil {
+		return i, nil
+	}
+	f, err := strconv.ParseFloat(string(n), 64)
+	if err != nil {
+		return nil, fmt.Errorf("decode JSON: the number %.40s is out of range", string(n))
+	}
+	return f, nil
+}

@@ -1,0 +1,254 @@
+package expression
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/cost"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/ext"
+)
+
+// program is one compiled expression. It is immutable and safe for concurrent use.
+type program struct {
+	source string
+	steps  []string
+	// path is set when the expression only follows names, like input.orderId: most do, and need no interpreter.
+	path []string
+	cel  cel.Program
+}
+
+// eval returns a CEL value or a JSON-like one.
+func (p *program) eval(s Scope) (result any, err error) {
+	if v, ok := p.follow(s); ok {
+		return v, nil
+	}
+	// The interpreter catches its own panics; this is for those on its edge.
+	defer func() {
+		if r := recover(); r != nil {
+			result, err = nil, fmt.Errorf("internal error: %v", r)
+		}
+	}()
+	v, _, err := p.cel.Eval(&activation{scope: s, budget: maxNodes})
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// follow walks the path through maps. Whatever is out of the ordinary is left to CEL, which has the words for it.
+func (p *program) follow(s Scope) (any, bool) {
+	if p.path == nil {
+		return nil, false
+	}
+	v, ok := s.variable(p.path[0])
+	for _, name := range p.path[1:] {
+		m, isMap := v.(map[string]any)
+		if !isMap {
+			return nil, false
+		}
+		if v, ok = m[name]; !ok {
+			return nil, false
+		}
+	}
+	return v, ok
+}
+
+// describe says in a user's words what went wrong with the expression.
+func (p *program) describe(err error) string {
+	message := err.Error()
+	if strings.Contains(message, "actual cost limit exceeded") {
+		message = "it needs too many operations"
+	}
+	return fmt.Sprintf("${%s}: %s", clip(p.source), strings.TrimPrefix(message, "evaluation error: "))
+}
+
+func (s *Scope) variable(name string) (any, bool) {
+	switch name {
+	case "input":
+		return s.Input, true
+	case "saga":
+		return s.Saga, true
+	case "steps":
+		return s.Steps, true
+	case "response":
+		return s.Response, true
+	}
+	return nil, false
+}
+
+// activation gives the variables to CEL, and the budget of this evaluation to the guards.
+type activation struct {
+	scope  Scope
+	budget int
+}
+
+// budgetName cannot be written in an expression.
+const budgetName = "@budget"
+
+// ResolveName implements cel.Activation.
+func (a *activation) ResolveName(name string) (any, bool) {
+	if name == budgetName {
+		return &a.budget, true
+	}
+	return a.scope.variable(strings.TrimPrefix(name, "."))
+}
+
+// Parent implements cel.Activation.
+func (a *activation) Parent() cel.Activation { return nil }
+
+// environment is what one set of variables is compiled in.
+type environment struct {
+	env   *cel.Env
+	known string
+	opts  []cel.ProgramOption
+}
+
+var environments = sync.OnceValue(func() [2]*environment {
+	return [2]*environment{newEnvironment("input", "saga", "steps"), newEnvironment("input", "saga", "steps", "response")}
+})
+
+func newEnvironment(variables ...string) *environment {
+	opts := []cel.EnvOption{
+		func(e *cel.Env) (*cel.Env, error) {
+			return cel.CustomTypeAdapter(adapter{e.CELTypeAdapter()})(e)
+		},
+		ext.Strings(), ext.Math(), ext.Sets(), ext.Bindings(),
+		ext.Lists(ext.ListsMaxRangeSize(10_000)),
+		// Version 1 adds json.encode, which writes large integers as strings; text rendering does better.
+		ext.Encoders(ext.EncodersVersion(0)),
+		cel.DefaultUTCTimeZone(true),
+		cel.ParserExpressionSizeLimit(MaxExpressionBytes),
+		cel.ParserRecursionLimit(64),
+		cel.ExpressionNodeLimit(4096),
+		cel.CostSizingStrategy(cost.AggregateSizingStrategy(types.SizeCalculatorMaxDepth(2*MaxDepth), types.SizeCalculatorMaxTraversal(1<<20))),
+		cel.ASTValidators(cel.ValidateComprehensionNestingLimit(32), cel.ValidateRegexLiterals(), cel.ValidateTimestampLiterals(),
+			cel.ValidateDurationLiterals()),
+	}
+	for _, name := range variables {
+		opts = append(opts, cel.Variable(name, cel.DynType))
+	}
+	env, err := cel.NewEnv(opts...)
+	if err != nil {
+		panic("expression: the CEL environment is broken: " + err.Error())
+	}
+	guarded, err := guardedFunctions(env)
+	if err != nil {
+		panic("expression: the CEL environment is broken: " + err.Error())
+	}
+	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostLimit(maxCost), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
+}
+
+// compile turns one expression into a program.
+func compile(source string, vars Vars) (p *program, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			p, err = nil, fmt.Errorf("${%s}: internal error: %v", clip(source), r)
+		}
+	}()
+	e := environments()[vars]
+	parsed, issues := e.env.Parse(source)
+	if issues.Err() != nil {
+		return nil, e.describe(source, issues)
+	}
+	w := walker{source: source}
+	w.walk(parsed.NativeRep().Expr())
+	if w.err != nil {
+		return nil, fmt.Errorf("${%s}: %w", clip(source), w.err)
+	}
+	checked, issues := e.env.Check(parsed)
+	if issues.Err() != nil {
+		return nil, e.describe(source, issues)
+	}
+	prog, err := e.env.Program(checked, append(slices.Clip(e.opts), cel.CustomDecoratorV2(w.guard))...)
+	if err != nil {
+		return nil, fmt.Errorf("${%s}: %w", clip(source), err)
+	}
+	slices.Sort(w.steps)
+	return &program{source: source, steps: slices.Compact(w.steps), path: follows(checked.NativeRep().Expr()), cel: prog}, nil
+}
+
+var undeclared = regexp.MustCompile(`undeclared reference to '([^']*)'( \(in container ''\))?`)
+
+// describe puts the first of CEL's complaints into one line; the rest mostly follow from it.
+func (e *environment) describe(source string, issues *cel.Issues) error {
+	message := "it is not valid"
+	if errs := issues.Errors(); len(errs) > 0 {
+		message = errs[0].Message
+		if errs[0].Location != nil && errs[0].Location.Column() > 0 {
+			message += fmt.Sprintf(" (at character %d)", errs[0].Location.Column()+1)
+		}
+	}
+	message = undeclared.ReplaceAllString(message, `the name "$1" is not known here; known are `+e.known)
+	if len(message) > 400 {
+		message = strings.ToValidUTF8(message[:400], "") + "…"
+	}
+	return fmt.Errorf("${%s}: %s", clip(source), strings.Join(strings.Fields(message), " "))
+}
+
+// cache keeps compiled expressions, and the errors of those that do not compile: thousands of sagas share the same few. It drops what
+// was used least recently, and is bounded by the number of expressions and by the length of their text, which their size follows.
+type cache struct {
+	mu      sync.Mutex
+	entries map[cacheKey]*list.Element
+	recent  *list.List
+	bytes   int
+}
+
+type cacheKey struct {
+	vars   Vars
+	source string
+}
+
+type cacheEntry struct {
+	key  cacheKey
+	prog *program
+	err  error
+}
+
+const (
+	maxCached      = 2048
+	maxCachedBytes = 256 << 10
+)
+
+var programs = newCache()
+
+func newCache() *cache {
+	return &cache{entries: map[cacheKey]*list.Element{}, recent: list.New()}
+}
+
+func (c *cache) get(source string, vars Vars) (*program, error) {
+	if vars != WithoutResponse && vars != WithResponse {
+		return nil, errors.New("unknown set of variables")
+	}
+	key := cacheKey{vars, source}
+	c.mu.Lock()
+	if e, ok := c.entries[key]; ok {
+		c.recent.MoveToFront(e)
+		c.mu.Unlock()
+		entry := e.Value.(*cacheEntry)
+		return entry.prog, entry.err
+	}
+	c.mu.Unlock()
+	// Outside of the lock: two that miss at once both compile, and that is harmless.
+	prog, err := compile(source, vars)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.entries[key]; !ok {
+		c.entries[key] = c.recent.PushFront(&cacheEntry{key, prog, err})
+		c.bytes += len(source)
+	}
+	for len(c.entries) > maxCached || c.bytes > maxCachedBytes {
+		oldest := c.recent.Back()
+		k := c.recent.Remove(oldest).(*cacheEntry).key
+		delete(c.entries, k)
+		c.bytes -= len(k.source)
+	}
+	return prog, err
+}

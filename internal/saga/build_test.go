@@ -1,0 +1,152 @@
+package saga
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+)
+
+// t0 is when every test's saga starts.
+var t0 = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// stepOption changes a step that a test builds.
+type stepOption func(*Step)
+
+func after(names ...string) stepOption { return func(s *Step) { s.DependsOn = names } }
+
+func attempts(n int) stepOption { return func(s *Step) { s.Do.Retry.MaxAttempts = n } }
+
+func with(settings string) stepOption {
+	return func(s *Step) { s.Do.With = json.RawMessage(settings) }
+}
+
+func output(name, expr string) stepOption {
+	return func(s *Step) { s.Output = map[string]string{name: expr} }
+}
+
+func undo() stepOption { return undoWith(`{}`, 3) }
+
+func undoWith(settings string, attempts int) stepOption {
+	return func(s *Step) {
+		e := effect(settings)
+		e.Retry.MaxAttempts = attempts
+		s.Compensation = &e
+	}
+}
+
+func effect(settings string) Effect {
+	return Effect{
+		Kind: "test", With: json.RawMessage(settings), AttemptTimeout: time.Second,
+		Retry: Retry{MaxAttempts: 3, InitialBackoff: time.Second, MaxBackoff: 4 * time.Second},
+	}
+}
+
+func step(name string, options ...stepOption) Step {
+	s := Step{Name: name, Do: effect(`{}`)}
+	for _, o := range options {
+		o(&s)
+	}
+	return s
+}
+
+// history drives one saga through its decisions and keeps everything that was decided.
+type history struct {
+	t      testing.TB
+	plan   *Plan
+	state  State
+	events []Event
+	now    time.Time
+	in     Input
+}
+
+func begin(t testing.TB, def Definition) *history {
+	t.Helper()
+	h := prepare(t, def)
+	h.decide()
+	return h
+}
+
+// prepare compiles a saga that has not started.
+func prepare(t testing.TB, def Definition) *history {
+	t.Helper()
+	plan, errs := Compile(def)
+	if len(errs) > 0 {
+		t.Fatalf("the definition does not compile: %v", errs)
+	}
+	return &history{t: t, plan: plan, now: t0, in: Input{Start: &SagaStarted{
+		UID: "11111111-2222-3333-4444-555555555555", Namespace: "shop", Name: "order", Definition: def, Input: json.RawMessage(`{"orderId":"42"}`),
+	}}}
+}
+
+func (h *history) decide(outcomes ...Outcome) []Event {
+	h.t.Helper()
+	in := h.in
+	in.Now, in.Random, in.Outcomes = h.now, 7, outcomes
+	events := h.plan.Decide(h.state, in)
+	h.state = Fold(h.state, events...)
+	h.events = append(h.events, events...)
+	in.Outcomes = nil
+	if again := h.plan.Decide(h.state, in); len(again) > 0 {
+		h.t.Fatalf("deciding again with nothing new decided %v", types(again))
+	}
+	return events
+}
+
+// inFlight returns the attempt of an effect that is under way.
+func (h *history) inFlight(step string, dir Direction) Attempt {
+	h.t.Helper()
+	for _, a := range h.plan.InFlight(h.state) {
+		if a.Step == step && a.Direction == dir {
+			return a
+		}
+	}
+	h.t.Fatalf("no attempt of the %s of %q is under way; these are: %v", dir, step, h.plan.InFlight(h.state))
+	return Attempt{}
+}
+
+func (h *history) ends(step string, dir Direction, kind OutcomeKind) []Event {
+	h.t.Helper()
+	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Kind: kind, Reason: "Because", Message: "because " + step})
+}
+
+// wake moves time to when the saga wants to be looked at again.
+func (h *history) wake() []Event {
+	h.t.Helper()
+	w := h.plan.Wake(h.state)
+	if w.IsZero() {
+		h.t.Fatal("the saga does not want to be woken")
+	}
+	h.now = w
+	return h.decide()
+}
+
+func (h *history) phaseIs(want Phase) {
+	h.t.Helper()
+	if h.state.Phase != want {
+		h.t.Fatalf("the saga is %s, want %s; events: %v", h.state.Phase, want, types(h.events))
+	}
+}
+
+func (h *history) inFlightAre(want ...string) {
+	h.t.Helper()
+	var got []string
+	for _, a := range h.plan.InFlight(h.state) {
+		got = append(got, a.Step+"/"+string(a.Direction))
+	}
+	if len(got) != len(want) {
+		h.t.Fatalf("under way are %v, want %v", got, want)
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			h.t.Fatalf("under way are %v, want %v", got, want)
+		}
+	}
+}
+
+func types(events []Event) []string {
+	names := make([]string, len(events))
+	for i, e := range events {
+		names[i] = e.EventType()
+	}
+	return names
+}

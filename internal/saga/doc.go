@@ -1,0 +1,10 @@
+// Package saga is the pure core: it decides what happens next in a saga, and does nothing itself. It has no I/O, no clock, no
+// randomness, no Kubernetes and no SQL; time and chance come in as arguments.
+//
+// A saga is the fold of its events (Evolve, Fold). Plan.Decide looks at the fold and at what has come in from outside and returns the
+// events that are to be appended. Plan.InFlight says which attempts should be under way; it is a function of the state alone, so
+// that starting work and recovering after a crash are the same code: whoever drives the saga compares this list with the attempts
+// that really are under way, and starts or stops the difference.
+//
+// Start reading at decide.go.
+package saga

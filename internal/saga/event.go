@@ -1,0 +1,180 @@
+package saga
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Direction tells an action from the compensation that undoes it.
+type Direction string
+
+// The two directions, and how they appear in idempotency keys and events.
+const (
+	Action       Direction = "action"
+	Compensation Direction = "compensation"
+)
+
+// Attempt names one call of a participant.
+type Attempt struct {
+	Step      string    `json:"step"`
+	Direction Direction `json:"direction"`
+	// Number counts the attempts of one effect from 1.
+	Number int `json:"number"`
+}
+
+// Key is the idempotency key of the effect that the attempt is for. It is derived, never drawn, and all attempts of one effect share it.
+func (a Attempt) Key(uid string) string {
+	return uid + "/" + a.Step + "/" + string(a.Direction)
+}
+
+func (a Attempt) String() string {
+	return fmt.Sprintf("attempt %d of the %s of step %q", a.Number, a.Direction, a.Step)
+}
+
+// OutcomeKind is what an attempt came to.
+type OutcomeKind string
+
+// The four outcomes.
+const (
+	// Succeeded: it happened.
+	Succeeded OutcomeKind = "Succeeded"
+	// Rejected: a definite no. It did not happen and trying again would not help.
+	Rejected OutcomeKind = "Rejected"
+	// Retryable: it did not happen; try again.
+	Retryable OutcomeKind = "Retryable"
+	// Unknown: it may have happened; try again, with the same key.
+	Unknown OutcomeKind = "Unknown"
+)
+
+// Outcome is what one attempt came to. It becomes a fact only when an event that says so is appended.
+type Outcome struct {
+	Attempt Attempt
+	Kind    OutcomeKind
+	// Output is the step's evaluated output, a JSON object; only with Succeeded, only of actions.
+	Output json.RawMessage
+	// Reason is one CamelCase word for programs, Message a short text for people. Both are empty when the attempt succeeded.
+	Reason  string
+	Message string
+	// RetryAfter is the pause that the participant asked for; zero when it asked for none.
+	RetryAfter time.Duration
+}
+
+// Cause says what began a rollback.
+type Cause string
+
+// The ways into rollback. All of them record the same event.
+const (
+	CauseStepRejected     Cause = "StepRejected"
+	CauseRetriesExhausted Cause = "RetriesExhausted"
+	CauseDeadlineExceeded Cause = "DeadlineExceeded"
+	CauseCancelled        Cause = "Cancelled"
+	CauseDeleted          Cause = "Deleted"
+)
+
+// Event is an immutable fact about one saga. Its JSON form is stored forever: fields are added, never renamed or removed.
+type Event interface {
+	// EventType is the name under which the event is stored.
+	EventType() string
+	// DecidedAt is the time that was passed to the decision which made the event.
+	DecidedAt() time.Time
+}
+
+// At is the time of the decision that made an event.
+type At struct {
+	At time.Time `json:"at"`
+}
+
+// DecidedAt returns the time of the decision.
+func (a At) DecidedAt() time.Time { return a.At }
+
+// The events.
+type (
+	// SagaStarted is the first event of every saga. It freezes what the saga is to do.
+	SagaStarted struct {
+		At
+		UID        string          `json:"uid"`
+		Namespace  string          `json:"namespace"`
+		Name       string          `json:"name"`
+		CreatedBy  string          `json:"createdBy,omitempty"`
+		Definition Definition      `json:"definition"`
+		Input      json.RawMessage `json:"input,omitempty"`
+		// DeadlineAt is when the way forward ends; zero when the definition has no deadline.
+		DeadlineAt time.Time `json:"deadlineAt,omitzero"`
+	}
+	// AttemptStarted is the intent to call a participant. It is committed before the call.
+	AttemptStarted struct {
+		At
+		Attempt
+	}
+	// AttemptSucceeded says that the effect happened.
+	AttemptSucceeded struct {
+		At
+		Attempt
+		Output json.RawMessage `json:"output,omitempty"`
+	}
+	// AttemptFailed says that an attempt ended otherwise. Without RetryAt it was the last one of its effect.
+	AttemptFailed struct {
+		At
+		Attempt
+		Outcome OutcomeKind `json:"outcome"`
+		Reason  string      `json:"reason,omitempty"`
+		Message string      `json:"message,omitempty"`
+		RetryAt time.Time   `json:"retryAt,omitzero"`
+	}
+	// SagaCompensating is the one way into rollback.
+	SagaCompensating struct {
+		At
+		Cause Cause `json:"cause"`
+		// Step is the step that failed; empty when none did.
+		Step    string `json:"step,omitempty"`
+		Reason  string `json:"reason,omitempty"`
+		Message string `json:"message,omitempty"`
+	}
+	// SagaCompleted says that every action succeeded.
+	SagaCompleted struct{ At }
+	// SagaCompensated says that everything that may have been done has been undone.
+	SagaCompensated struct{ At }
+	// SagaParked says that a compensation failed for good and nothing else is left to do: a person has to decide.
+	SagaParked struct {
+		At
+		// Step is the first step, in the order of the definition, whose compensation failed.
+		Step    string `json:"step"`
+		Reason  string `json:"reason,omitempty"`
+		Message string `json:"message,omitempty"`
+	}
+	// SagaSuspended says that no attempt will be started until SagaResumed.
+	SagaSuspended struct{ At }
+	// SagaResumed ends a suspension.
+	SagaResumed struct{ At }
+)
+
+// EventType implements Event.
+func (SagaStarted) EventType() string { return "SagaStarted" }
+
+// EventType implements Event.
+func (AttemptStarted) EventType() string { return "AttemptStarted" }
+
+// EventType implements Event.
+func (AttemptSucceeded) EventType() string { return "AttemptSucceeded" }
+
+// EventType implements Event.
+func (AttemptFailed) EventType() string { return "AttemptFailed" }
+
+// EventType implements Event.
+func (SagaCompensating) EventType() string { return "SagaCompensating" }
+
+// EventType implements Event.
+func (SagaCompleted) EventType() string { return "SagaCompleted" }
+
+// EventType implements Event.
+func (SagaCompensated) EventType() string { return "SagaCompensated" }
+
+// EventType implements Event.
+func (SagaParked) EventType() string { return "SagaParked" }
+
+// EventType implements Event.
+func (SagaSuspended) EventType() string { return "SagaSuspended" }
+
+// EventType implements Event.
+func (SagaResumed) EventType() string { return "SagaResumed" }

@@ -1,0 +1,123 @@
+package saga
+
+import (
+	"slices"
+	"time"
+)
+
+// Fold applies events to a state, oldest first, and returns the result. The state that was passed in is left as it was.
+func Fold(s State, events ...Event) State {
+	s = s.clone()
+	for _, e := range events {
+		s.apply(e)
+	}
+	return s
+}
+
+// Evolve applies one event to a state and returns the result. The state that was passed in is left as it was.
+func Evolve(s State, e Event) State { return Fold(s, e) }
+
+// clone copies what apply changes. Everything else that is reachable from a State is never changed.
+func (s State) clone() State {
+	s.Steps = slices.Clone(s.Steps)
+	return s
+}
+
+func (s *State) apply(e Event) {
+	s.Version++
+	switch e := e.(type) {
+	case SagaStarted:
+		s.start(e)
+	case AttemptStarted:
+		s.effect(e.Attempt).started(e)
+	case AttemptSucceeded:
+		if step := s.Step(e.Step); step != nil && e.Direction == Action {
+			step.Output = e.Output
+		}
+		s.effect(e.Attempt).succeeded(e)
+	case AttemptFailed:
+		s.effect(e.Attempt).failed(e)
+	case SagaCompensating:
+		s.Phase = Compensating
+		s.Failure = &Failure{Cause: e.Cause, Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt()}
+		s.giveUpRetries(e.DecidedAt())
+	case SagaCompleted:
+		s.end(Completed, e.DecidedAt())
+	case SagaCompensated:
+		s.end(Compensated, e.DecidedAt())
+	case SagaParked:
+		s.Phase = CompensationFailed
+		s.Parked = &Failure{Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt()}
+	case SagaSuspended:
+		s.Suspended = true
+	case SagaResumed:
+		s.Suspended = false
+	}
+}
+
+func (s *State) start(e SagaStarted) {
+	s.UID, s.Namespace, s.Name, s.CreatedBy = e.UID, e.Namespace, e.Name, e.CreatedBy
+	s.Phase = Running
+	s.StartedAt, s.DeadlineAt = e.DecidedAt(), e.DeadlineAt
+	s.Definition, s.Input = e.Definition, e.Input
+	s.Steps = make([]StepState, len(e.Definition.Steps))
+	for i, step := range e.Definition.Steps {
+		s.Steps[i].Name = step.Name
+	}
+}
+
+func (s *State) end(p Phase, at time.Time) {
+	s.Phase, s.EndedAt, s.Suspended = p, at, false
+}
+
+// giveUpRetries ends the actions that were waiting for another attempt: there is no way forward any more.
+func (s *State) giveUpRetries(at time.Time) {
+	for i := range s.Steps {
+		if do := &s.Steps[i].Do; do.Status == Waiting {
+			do.Status, do.RetryAt, do.EndedAt = Exhausted, time.Time{}, at
+		}
+	}
+}
+
+// effect returns the state of the effect that an attempt belongs to. An event about a step that the saga does not have changes nothing:
+// the store guards its streams, and a fold has nobody to tell.
+func (s *State) effect(a Attempt) *EffectState {
+	step := s.Step(a.Step)
+	switch {
+	case step == nil:
+		return &EffectState{}
+	case a.Direction == Compensation:
+		return &step.Compensation
+	default:
+		return &step.Do
+	}
+}
+
+func (f *EffectState) started(e AttemptStarted) {
+	if f.Attempts == 0 {
+		f.StartedAt = e.DecidedAt()
+	}
+	f.Status, f.Attempts, f.RetryAt = InProgress, e.Number, time.Time{}
+}
+
+func (f *EffectState) succeeded(e AttemptSucceeded) {
+	f.Status, f.MayHaveHappened, f.EndedAt = Done, false, e.DecidedAt()
+	f.Reason, f.Message = "", ""
+}
+
+func (f *EffectState) failed(e AttemptFailed) {
+	f.Reason, f.Message = e.Reason, e.Message
+	if e.Outcome != Retryable { // a definite no settles whatever earlier attempts under the same key left open; "try again" settles nothing
+		f.MayHaveHappened = e.Outcome == Unknown
+	}
+	switch {
+	case !e.RetryAt.IsZero():
+		f.Status, f.RetryAt = Waiting, e.RetryAt
+		return
+	case e.Outcome == Rejected:
+		f.Status = Refused
+	default:
+		f.Status = Exhausted
+	}
+	f.EndedAt = e.DecidedAt()
+}

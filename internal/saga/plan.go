@@ -1,0 +1,236 @@
+package saga
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vextrus/saga-operator/internal/expression"
+)
+
+// Plan is a definition that has been checked and made ready to be decided on: a graph of steps with compiled templates. A Plan is
+// immutable and safe for concurrent use.
+type Plan struct {
+	def   Definition
+	steps []planStep
+	index map[string]int
+	// order lists the steps so that each one comes after those it depends on.
+	order []int
+}
+
+type planStep struct {
+	dependencies, dependents []int
+	do, compensation, output *expression.Template
+}
+
+// Definition returns what the plan was compiled from.
+func (p *Plan) Definition() Definition { return p.def }
+
+// effect returns the definition of the effect that an attempt belongs to; nil when the plan has none such.
+func (p *Plan) effect(a Attempt) *Effect {
+	i, ok := p.index[a.Step]
+	switch {
+	case !ok:
+		return nil
+	case a.Direction == Compensation:
+		return p.def.Steps[i].Compensation
+	default:
+		return &p.def.Steps[i].Do
+	}
+}
+
+// AttemptTimeout bounds an attempt; zero when the plan does not have its effect.
+func (p *Plan) AttemptTimeout(a Attempt) time.Duration {
+	if e := p.effect(a); e != nil {
+		return e.AttemptTimeout
+	}
+	return 0
+}
+
+// Kind names the kind of participant that carries an attempt out; empty when the plan does not have its effect.
+func (p *Plan) Kind(a Attempt) string {
+	if e := p.effect(a); e != nil {
+		return e.Kind
+	}
+	return ""
+}
+
+// InFlight returns the attempts that should be under way in a state, actions first, in the order of the definition.
+func (p *Plan) InFlight(s State) []Attempt {
+	if s.Phase != Running && s.Phase != Compensating {
+		return nil
+	}
+	var in []Attempt
+	for i := range s.Steps {
+		if f := &s.Steps[i].Do; f.Status == InProgress {
+			in = append(in, Attempt{Step: s.Steps[i].Name, Direction: Action, Number: f.Attempts})
+		}
+	}
+	for i := range s.Steps {
+		if f := &s.Steps[i].Compensation; f.Status == InProgress {
+			in = append(in, Attempt{Step: s.Steps[i].Name, Direction: Compensation, Number: f.Attempts})
+		}
+	}
+	return in
+}
+
+// Wake returns when Decide may have something to say without anything having come in; zero when it never will.
+func (p *Plan) Wake(s State) time.Time {
+	var wake time.Time
+	sooner := func(t time.Time) {
+		if !t.IsZero() && (wake.IsZero() || t.Before(wake)) {
+			wake = t
+		}
+	}
+	if s.Phase == Running {
+		sooner(s.DeadlineAt)
+	}
+	if s.Suspended || s.Phase != Running && s.Phase != Compensating {
+		return wake
+	}
+	for i := range s.Steps {
+		for _, f := range []*EffectState{&s.Steps[i].Do, &s.Steps[i].Compensation} {
+			if f.Status == Waiting {
+				sooner(f.RetryAt)
+			}
+		}
+	}
+	return wake
+}
+
+func (p *Plan) dependenciesDone(s *State, i int) bool {
+	for _, d := range p.steps[i].dependencies {
+		if s.Steps[d].Do.Status != Done {
+			return false
+		}
+	}
+	return true
+}
+
+// toUndo reports whether the compensation of a step has to run: the action happened, or may have, and can be undone. It never has to for an action
+// that was not sent or was definitely refused.
+func (p *Plan) toUndo(s *State, i int) bool {
+	do := &s.Steps[i].Do
+	return p.def.Steps[i].Compensation != nil && (do.Status == Done || do.MayHaveHappened)
+}
+
+// undone says of each step whether nothing is left to undo in it and in everything that depends on it, directly or not.
+func (p *Plan) undone(s *State) []bool {
+	undone := make([]bool, len(p.steps))
+	for k := len(p.order) - 1; k >= 0; k-- {
+		i := p.order[k]
+		step := &s.Steps[i]
+		undone[i] = step.Do.Status != InProgress && (!p.toUndo(s, i) || step.Compensation.Status == Done) && p.dependentsUndone(i, undone)
+	}
+	return undone
+}
+
+func (p *Plan) dependentsUndone(i int, undone []bool) bool {
+	for _, d := range p.steps[i].dependents {
+		if !undone[d] {
+			return false
+		}
+	}
+	return true
+}
+
+// compensationReady reports whether the compensation of a step has to run, has not started, and is next in reverse dependency order. While the
+// action itself is still under way it is not: its outcome is about to tell what there is to undo, and an undo that overtakes its action is lost.
+func (p *Plan) compensationReady(s *State, i int, undone []bool) bool {
+	step := &s.Steps[i]
+	return step.Do.Status != InProgress && step.Compensation.Status == NotStarted && p.toUndo(s, i) && p.dependentsUndone(i, undone)
+}
+
+// ErrOutcomeUnknown says that a compensation cannot be rendered because it reads the output of its own action, whose outcome is unknown.
+var ErrOutcomeUnknown = errors.New("the action's outcome is unknown, so it has no output")
+
+// Render returns the settings of an attempt's effect with every expression evaluated. They depend on nothing that can change between two attempts of
+// the same effect: an expression may read only the outputs of steps that are done before it starts.
+func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
+	i, ok := p.index[a.Step]
+	if !ok {
+		return nil, fmt.Errorf("rendering %s: there is no such step", a)
+	}
+	t := p.steps[i].do
+	if a.Direction == Compensation {
+		t = p.steps[i].compensation
+	}
+	if t == nil {
+		return nil, fmt.Errorf("rendering %s: there is no such effect", a)
+	}
+	scope, err := p.scope(s, t)
+	if err != nil {
+		return nil, fmt.Errorf("rendering the %s of step %q: %w", a.Direction, a.Step, err)
+	}
+	v, err := t.Render(scope)
+	if err != nil {
+		if step := s.Step(a.Step); a.Direction == Compensation && reads(t, a.Step) && step.Do.Status != Done {
+			err = fmt.Errorf("it reads steps[%q].output, but %w; undo by a key that the saga chose, not by one that only the answer gave: %w", a.Step, ErrOutcomeUnknown, err)
+		}
+		return nil, fmt.Errorf("rendering the %s of step %q: %w", a.Direction, a.Step, err)
+	}
+	with, ok := v.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("rendering the %s of step %q: the settings are not an object", a.Direction, a.Step)
+	}
+	return with, nil
+}
+
+// Output evaluates the outputs of a step over the participant's response. Compensations have none.
+func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMessage, error) {
+	i, ok := p.index[a.Step]
+	if !ok || a.Direction != Action || p.steps[i].output == nil {
+		return nil, nil
+	}
+	t := p.steps[i].output
+	scope, err := p.scope(s, t)
+	if err != nil {
+		return nil, fmt.Errorf("evaluating the output of step %q: %w", a.Step, err)
+	}
+	scope.Response = response
+	v, err := t.Render(scope)
+	if err != nil {
+		return nil, fmt.Errorf("evaluating the output of step %q: %w", a.Step, err)
+	}
+	out, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the output of step %q: %w", a.Step, err)
+	}
+	if len(out) > MaxOutputBytes {
+		return nil, fmt.Errorf("the output of step %q is %d bytes long, more than the limit of %d: keep only what later steps need", a.Step, len(out), MaxOutputBytes)
+	}
+	return out, nil
+}
+
+// scope gathers what a template may see. Only the outputs that it reads are decoded.
+func (p *Plan) scope(s State, t *expression.Template) (expression.Scope, error) {
+	scope := expression.Scope{
+		Saga:  map[string]any{"name": s.Name, "namespace": s.Namespace, "uid": s.UID},
+		Steps: map[string]any{},
+		Input: map[string]any{},
+	}
+	if t.Static() {
+		return scope, nil
+	}
+	if len(s.Input) > 0 {
+		input, err := expression.Decode(s.Input)
+		if err != nil {
+			return scope, fmt.Errorf("decoding the input: %w", err)
+		}
+		scope.Input = input
+	}
+	for _, name := range t.Steps() {
+		step := s.Step(name)
+		if step == nil || len(step.Output) == 0 {
+			scope.Steps[name] = map[string]any{"output": map[string]any{}}
+			continue
+		}
+		output, err := expression.Decode(step.Output)
+		if err != nil {
+			return scope, fmt.Errorf("decoding the output of step %q: %w", name, err)
+		}
+		scope.Steps[name] = map[string]any{"output": output}
+	}
+	return scope, nil
+}

@@ -1,0 +1,105 @@
+package saga
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Phase is where a saga stands as a whole.
+type Phase string
+
+// The phases. Completed and Compensated are terminal and never change again; CompensationFailed is parked until a person decides.
+const (
+	Pending            Phase = "Pending"
+	Running            Phase = "Running"
+	Compensating       Phase = "Compensating"
+	Completed          Phase = "Completed"
+	Compensated        Phase = "Compensated"
+	CompensationFailed Phase = "CompensationFailed"
+)
+
+// Terminal reports whether the phase never changes again.
+func (p Phase) Terminal() bool { return p == Completed || p == Compensated }
+
+// EffectStatus is where one effect (a step's action or its compensation) stands.
+type EffectStatus string
+
+// The states of an effect.
+const (
+	// NotStarted: never sent.
+	NotStarted EffectStatus = ""
+	// InProgress: an attempt has been started and has not ended.
+	InProgress EffectStatus = "InProgress"
+	// Waiting: an attempt failed and another will start at RetryAt.
+	Waiting EffectStatus = "Waiting"
+	// Done: it happened.
+	Done EffectStatus = "Done"
+	// Refused: a definite no.
+	Refused EffectStatus = "Refused"
+	// Exhausted: no attempt is left. Whether it happened is told by EffectState.MayHaveHappened.
+	Exhausted EffectStatus = "Exhausted"
+)
+
+// EffectState is the fold of all events about one effect.
+type EffectState struct {
+	Status   EffectStatus `json:"status,omitempty"`
+	Attempts int          `json:"attempts,omitempty"`
+	// MayHaveHappened is true from an attempt whose outcome is unknown until a definite answer under the same key settles it.
+	MayHaveHappened bool      `json:"mayHaveHappened,omitempty"`
+	StartedAt       time.Time `json:"startedAt,omitzero"`
+	EndedAt         time.Time `json:"endedAt,omitzero"`
+	RetryAt         time.Time `json:"retryAt,omitzero"`
+	Reason          string    `json:"reason,omitempty"`
+	Message         string    `json:"message,omitempty"`
+}
+
+// StepState is the fold of all events about one step.
+type StepState struct {
+	Name         string          `json:"name"`
+	Do           EffectState     `json:"do"`
+	Compensation EffectState     `json:"compensation,omitzero"`
+	Output       json.RawMessage `json:"output,omitempty"`
+}
+
+// Failure says why a saga rolls back, and where it is stuck.
+type Failure struct {
+	Cause   Cause     `json:"cause,omitempty"`
+	Step    string    `json:"step,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+	Message string    `json:"message,omitempty"`
+	At      time.Time `json:"at,omitzero"`
+}
+
+// State is the fold of a saga's stream. A State is a value: nothing that is reachable from it is changed after it was returned.
+type State struct {
+	// Version is the number of events folded, and so the version of the stream.
+	Version   int64  `json:"version"`
+	UID       string `json:"uid"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Phase     Phase  `json:"phase"`
+	Suspended bool   `json:"suspended,omitempty"`
+	// Failure is set from SagaCompensating on.
+	Failure *Failure `json:"failure,omitempty"`
+	// Parked is set while the saga waits for a person.
+	Parked     *Failure    `json:"parked,omitempty"`
+	StartedAt  time.Time   `json:"startedAt,omitzero"`
+	EndedAt    time.Time   `json:"endedAt,omitzero"`
+	DeadlineAt time.Time   `json:"deadlineAt,omitzero"`
+	Steps      []StepState `json:"steps,omitempty"`
+
+	// Definition and Input come from the first event and are not repeated in the stored state.
+	Definition Definition      `json:"-"`
+	Input      json.RawMessage `json:"-"`
+	CreatedBy  string          `json:"createdBy,omitempty"`
+}
+
+// Step returns the state of the named step, or nil.
+func (s *State) Step(name string) *StepState {
+	for i := range s.Steps {
+		if s.Steps[i].Name == name {
+			return &s.Steps[i]
+		}
+	}
+	return nil
+}
