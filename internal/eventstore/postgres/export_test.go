@@ -1,0 +1,32 @@
+package postgres
+
+import (
+	"runtime"
+	"testing"
+)
+
+// AwaitFlush waits until a flush has taken everything that waited.
+func (g *Gathering) AwaitFlush(t testing.TB) {
+	t.Helper()
+	g.await(t, func() bool { return g.active > 0 && len(g.queue) == 0 })
+}
+
+// AwaitQueued waits until so many appends wait for a flush.
+func (g *Gathering) AwaitQueued(t testing.TB, n int) {
+	t.Helper()
+	g.await(t, func() bool { return len(g.queue) == n })
+}
+
+func (g *Gathering) await(t testing.TB, reached func() bool) {
+	t.Helper()
+	for t.Context().Err() == nil {
+		g.mu.Lock()
+		ok := reached()
+		g.mu.Unlock()
+		if ok {
+			return
+		}
+		runtime.Gosched()
+	}
+	t.Fatal("the test ended first")
+}

@@ -1,0 +1,145 @@
+package throwaway
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/vextrus/saga-operator/internal/postgres"
+)
+
+const (
+	// prefix begins the names of databases; the time of their making follows.
+	prefix = "saga_throwaway_"
+	// leftover is when a database on a named server is surely nobody's.
+	leftover    = 24 * time.Hour
+	dropTimeout = 30 * time.Second
+)
+
+// templates is the migrated database of which others are copies: copying takes
+// a fraction of the time of migrating.
+type templates struct {
+	mu   sync.Mutex
+	name string
+}
+
+// NewDatabase makes a database that is migrated. drop removes it, cutting the
+// connections to it; it need not be called on a server of one's own that is
+// closed anyway.
+func (s *Server) NewDatabase(ctx context.Context) (dsn string, drop func(), err error) {
+	template, err := s.template(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	return s.newDatabase(ctx, " TEMPLATE "+template)
+}
+
+// NewEmptyDatabase makes a database without tables.
+func (s *Server) NewEmptyDatabase(ctx context.Context) (dsn string, drop func(), err error) {
+	return s.newDatabase(ctx, "")
+}
+
+func (s *Server) newDatabase(ctx context.Context, template string) (string, func(), error) {
+	name := newName()
+	if err := execute(ctx, s.URL(), "CREATE DATABASE "+name+template); err != nil {
+		return "", nil, fmt.Errorf("making a database for a test: %w", err)
+	}
+	drop := func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
+		defer cancel()
+		// A server that is stopped takes it away by itself, and on a named one
+		// the next start sweeps.
+		_ = s.drop(ctx, name)
+	}
+	return at(s.URL(), name), drop, nil
+}
+
+// newName is a name that tells when it was made and needs no quotes.
+func newName() string {
+	return prefix + strconv.FormatInt(time.Now().Unix(), 10) + "_" + strings.ToLower(rand.Text()[:12])
+}
+
+func (s *Server) drop(ctx context.Context, name string) error {
+	return execute(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+}
+
+// template is the name of the migrated database, made at the first call.
+func (s *Server) template(ctx context.Context) (string, error) {
+	s.templates.mu.Lock()
+	defer s.templates.mu.Unlock()
+	if s.templates.name != "" {
+		return s.templates.name, nil
+	}
+	name := newName()
+	if err := execute(ctx, s.URL(), "CREATE DATABASE "+name); err != nil {
+		return "", fmt.Errorf("making a migrated database: %w", err)
+	}
+	err := postgres.Migrate(ctx, at(s.URL(), name))
+	if err == nil {
+		// Nothing connects to it from here on, autovacuum neither: a database
+		// that is in use cannot be copied.
+		err = execute(ctx, s.URL(), "ALTER DATABASE "+name+" WITH ALLOW_CONNECTIONS false")
+	}
+	if err != nil {
+		return "", errors.Join(err, s.drop(context.WithoutCancel(ctx), name))
+	}
+	s.templates.name = name
+	return name, nil
+}
+
+func (s *Server) dropTemplate(ctx context.Context) error {
+	s.templates.mu.Lock()
+	defer s.templates.mu.Unlock()
+	if s.templates.name == "" {
+		return nil
+	}
+	if err := s.drop(ctx, s.templates.name); err != nil {
+		return err
+	}
+	s.templates.name = ""
+	return nil
+}
+
+// sweep drops databases that a killed process has left on a named server.
+func (s *Server) sweep(ctx context.Context) (err error) {
+	conn, err := pgx.Connect(ctx, s.URL())
+	if err != nil {
+		return fmt.Errorf("connecting: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	rows, err := conn.Query(ctx, "SELECT datname FROM pg_database WHERE starts_with(datname, $1) AND pg_has_role(datdba, 'USAGE')", prefix)
+	if err != nil {
+		return fmt.Errorf("looking for databases left behind: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("looking for databases left behind: %w", err)
+	}
+	for _, name := range names {
+		made, _, _ := strings.Cut(strings.TrimPrefix(name, prefix), "_")
+		seconds, err := strconv.ParseInt(made, 10, 64)
+		if err != nil || time.Since(time.Unix(seconds, 0)) < leftover {
+			continue
+		}
+		// Without FORCE: what is still in use stays. Another sweep may be first.
+		_, _ = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+pgx.Identifier{name}.Sanitize())
+	}
+	return nil
+}
+
+// at is the connection string for another database of the same server.
+func at(server, database string) string {
+	if u, err := url.Parse(server); err == nil && u.Scheme != "" {
+		u.Path = "/" + database
+		return u.String()
+	}
+	return server + " dbname=" + database // the last one counts
+}

