@@ -1,0 +1,295 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// DefaultWorkers is how many attempts run at once when Options does not say.
+const DefaultWorkers = 512
+
+// maxRounds bounds how often one Advance loads again after losing a compare-and-set. Losing more often means that somebody else moves this
+// saga; the key comes back by itself.
+const maxRounds = 5
+
+// Key names one saga. The uid identifies it; namespace and name tell where its object is.
+type Key struct {
+	Namespace, Name, UID string
+}
+
+func (k Key) String() string { return k.Namespace + "/" + k.Name + " (uid " + k.UID + ")" }
+
+// Observation is what the caller sees of a saga from outside.
+type Observation struct {
+	// Definition and Input are what to start when the saga has no event yet. With a nil Definition it is not started.
+	Definition *saga.Definition
+	Input      json.RawMessage
+	// CreatedBy is the user who made the saga.
+	CreatedBy string
+	// Suspend, Cancel and Delete are what the user wants now.
+	Suspend, Cancel, Delete bool
+}
+
+// Result is where a saga stands after Advance.
+type Result struct {
+	// State is the fold of what is committed. With Version 0 the saga has not started.
+	State saga.State
+	// Wake is when to advance the saga again at the latest; zero for not before something happens.
+	Wake time.Time
+}
+
+// Options are what an engine works with.
+type Options struct {
+	Store        eventstore.Store
+	Participants participant.Registry
+	// Notify queues a key again because an outcome is waiting for it. It must not block.
+	Notify func(Key)
+	// Clock and Random are the time and the chance that decisions are given; the system's by default.
+	Clock  func() time.Time
+	Random func() uint64
+	// Workers bounds the attempts that run at once; DefaultWorkers by default.
+	Workers int
+	Logger  *slog.Logger
+	// Metrics, where given, gets the engine's metrics.
+	Metrics prometheus.Registerer
+}
+
+// Engine drives sagas. It is safe for concurrent use; calls for one saga take turns.
+type Engine struct {
+	Options
+	plans   *planCache
+	pool    *pool
+	metrics *metrics
+
+	mu     sync.Mutex
+	sagas  map[string]*running
+	closed bool
+}
+
+// New returns an engine that is ready to advance sagas.
+func New(o Options) (*Engine, error) {
+	if o.Store == nil || o.Notify == nil {
+		return nil, errors.New("making an engine: Store and Notify are required")
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Random == nil {
+		o.Random = rand.Uint64
+	}
+	if o.Workers <= 0 {
+		o.Workers = DefaultWorkers
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	m, err := newMetrics(o.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("making an engine: %w", err)
+	}
+	return &Engine{Options: o, plans: newPlanCache(), pool: newPool(o.Workers), metrics: m, sagas: map[string]*running{}}, nil
+}
+
+// Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
+// never waits for a participant. An error means that nothing is known to have happened; outcomes that were waiting are kept, and advancing the
+// key again is always safe. Problem tells what kind of error it is.
+func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (Result, error) {
+	r, err := e.enter(key)
+	if err != nil {
+		return Result{}, err
+	}
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	r.observed = obs
+	for range maxRounds {
+		done, err := e.advanceOnce(ctx, r)
+		switch {
+		case errors.Is(err, eventstore.ErrWrongVersion):
+			e.metrics.conflicts.Inc()
+			r.dropState() // whoever loses drops what it holds and loads again
+		case err != nil:
+			r.dropState() // the append may have been committed all the same
+			return Result{}, fmt.Errorf("advancing saga %s: %w", key, err)
+		case done:
+			return r.result(), nil
+		}
+	}
+	return Result{}, fmt.Errorf("advancing saga %s: %w: lost %d times in a row", key, errContended, maxRounds)
+}
+
+// advanceOnce does one round of load, decide, append, run. It reports false when what it held turned out to be stale.
+func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
+	cached := r.loaded
+	if !cached && !r.presumedNew() {
+		if err := e.load(ctx, r); err != nil {
+			return false, err
+		}
+	}
+	start, plan, err := e.planFor(r)
+	if err != nil {
+		return false, err
+	}
+	if plan == nil {
+		return true, nil // nothing has started and nothing is to start
+	}
+	r.looked = true
+	outcomes := r.waiting()
+	events := plan.Decide(r.state, saga.Input{
+		Now: e.Clock().UTC().Truncate(time.Microsecond), Random: e.Random(), Start: start,
+		Suspend: r.observed.Suspend, Cancel: r.observed.Cancel, Delete: r.observed.Delete, Outcomes: outcomes,
+	})
+	if len(events) == 0 && cached && !r.state.Phase.Terminal() {
+		if fresh, err := e.fresh(ctx, r); !fresh {
+			return false, err
+		}
+	}
+	if len(events) > 0 {
+		if err := e.append(ctx, r, plan, events); err != nil {
+			return false, err
+		}
+	}
+	r.plan = plan
+	r.recorded(len(outcomes))
+	e.runDifference(r)
+	return true, nil
+}
+
+// planFor returns the plan of a saga, and its first event where it is still to be recorded.
+func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
+	if r.state.Version > 0 {
+		if r.plan != nil {
+			return nil, r.plan, nil
+		}
+		plan, err := e.plans.compile(r.state.Definition)
+		return nil, plan, err
+	}
+	if r.observed.Definition == nil {
+		return nil, nil, nil
+	}
+	plan, err := e.plans.compile(*r.observed.Definition)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &saga.SagaStarted{
+		UID: r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy,
+		Definition: *r.observed.Definition, Input: r.observed.Input,
+	}, plan, nil
+}
+
+// fresh reports whether a cached state is still the stream's. An append would find out by itself; a decision to do nothing has to ask.
+func (e *Engine) fresh(ctx context.Context, r *running) (bool, error) {
+	v, err := e.Store.Version(ctx, StreamOf(r.key.UID))
+	if err != nil {
+		return false, err
+	}
+	if v != r.state.Version {
+		r.dropState()
+		return false, nil
+	}
+	return true, nil
+}
+
+// Unfinished calls yield with the key of every saga that is recorded and not finished, in the order of their uids, until yield returns false. Whoever
+// drives the engine queues them all when it starts: no object's event has to arrive for a saga to go on.
+func (e *Engine) Unfinished(ctx context.Context, yield func(Key) bool) error {
+	const page = 500
+	after := uuid.Nil
+	for {
+		rows, err := e.Store.UnfinishedSagas(ctx, after, page)
+		if err != nil {
+			return fmt.Errorf("looking for unfinished sagas: %w", err)
+		}
+		for _, row := range rows {
+			if !yield(Key{Namespace: row.Namespace, Name: row.Name, UID: row.UID.String()}) {
+				return nil
+			}
+			after = row.UID
+		}
+		if len(rows) < page {
+			return nil
+		}
+	}
+}
+
+// Forget drops what is held of a saga in memory and abandons its attempts. Use it when the saga has ended or is gone.
+func (e *Engine) Forget(key Key) {
+	e.mu.Lock()
+	r := e.sagas[key.UID]
+	delete(e.sagas, key.UID)
+	e.mu.Unlock()
+	if r != nil {
+		r.abandon()
+	}
+}
+
+// Shutdown starts no more attempts, lets those under way end and records their outcomes until ctx is done, and then abandons the rest: the next start
+// sends them again under the same keys.
+func (e *Engine) Shutdown(ctx context.Context) error {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	err := e.pool.drain(ctx)
+	e.mu.Lock()
+	left := e.sagas
+	e.sagas = map[string]*running{}
+	e.mu.Unlock()
+	for _, r := range left {
+		if err == nil {
+			e.recordLast(ctx, r)
+		}
+		r.abandon()
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for attempts to end: %w; the next start sends them again under the same keys", err)
+	}
+	return nil
+}
+
+// recordLast records the outcomes that arrived while nobody advanced the saga any more. Failing is no loss: the attempt is sent again.
+func (e *Engine) recordLast(ctx context.Context, r *running) {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if len(r.waiting()) == 0 {
+		return
+	}
+	if _, err := e.advanceOnce(ctx, r); err != nil {
+		e.Logger.Warn("an outcome could not be recorded before the end; its attempt will be sent again under the same key", "saga", r.key, "error", err)
+	}
+}
+
+// enter returns what is held of a saga, made on first use.
+func (e *Engine) enter(key Key) (*running, error) {
+	if _, err := uuid.Parse(key.UID); err != nil {
+		return nil, fmt.Errorf("advancing saga %s: its uid is not a UUID: %w", key, err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errClosed
+	}
+	r := e.sagas[key.UID]
+	if r == nil {
+		r = &running{key: key, attempts: map[saga.Attempt]context.CancelFunc{}}
+		e.sagas[key.UID] = r
+	}
+	return r, nil
+}
+
+func (e *Engine) accepting() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.closed
+}

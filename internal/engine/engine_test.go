@@ -1,0 +1,629 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/eventstore/memory"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// scripted is a participant that does what a test says, and notes every call. It stands where a test needs a fault.
+type scripted struct {
+	mu    sync.Mutex
+	calls []participant.Call
+	do    func(context.Context, participant.Call) participant.Result
+}
+
+func (s *scripted) Check(map[string]any) []saga.FieldError { return nil }
+
+func (s *scripted) Do(ctx context.Context, c participant.Call) participant.Result {
+	s.mu.Lock()
+	s.calls = append(s.calls, c)
+	s.mu.Unlock()
+	if s.do == nil {
+		return participant.Result{Kind: saga.Succeeded}
+	}
+	return s.do(ctx, c)
+}
+
+func (s *scripted) seen() []participant.Call {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]participant.Call(nil), s.calls...)
+}
+
+func rejectStep(name string) func(context.Context, participant.Call) participant.Result {
+	return func(_ context.Context, c participant.Call) participant.Result {
+		if c.Attempt.Step == name && c.Attempt.Direction == saga.Action {
+			return participant.Result{Kind: saga.Rejected, Reason: "No", Message: "no"}
+		}
+		return participant.Result{Kind: saga.Succeeded}
+	}
+}
+
+func definition(steps ...string) *saga.Definition {
+	def := &saga.Definition{}
+	effect := func() saga.Effect {
+		return saga.Effect{Kind: "test", With: json.RawMessage(`{"order": "${input.order}"}`), AttemptTimeout: time.Minute,
+			Retry: saga.Retry{MaxAttempts: 3, InitialBackoff: time.Millisecond, MaxBackoff: time.Millisecond}}
+	}
+	for i, name := range steps {
+		undo := effect()
+		s := saga.Step{Name: name, Do: effect(), Compensation: &undo}
+		if i > 0 {
+			s.DependsOn = []string{steps[i-1]}
+		}
+		def.Steps = append(def.Steps, s)
+	}
+	return def
+}
+
+func newKey(t testing.TB) Key {
+	t.Helper()
+	id, err := uuid.NewV7()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Key{Namespace: "shop", Name: "order", UID: id.String()}
+}
+
+// bench is an engine with a runner on a store, as one process of the operator would have it.
+type bench struct {
+	t      testing.TB
+	engine *Engine
+	runner *Runner
+	ended  chan Result
+	stop   func()
+}
+
+func newBench(t testing.TB, store eventstore.Store, p participant.Participant, obs Observation) *bench {
+	t.Helper()
+	b := &bench{t: t, ended: make(chan Result, 1000)}
+	b.runner = &Runner{Workers: 4, Retry: time.Millisecond, Observe: func(Key) Observation { return obs }, Finished: func(_ Key, r Result) { b.ended <- r }}
+	e, err := New(Options{Store: store, Participants: participant.Registry{"test": p}, Notify: b.runner.Enqueue})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.engine, b.runner.Engine = e, e
+	return b
+}
+
+// run starts the runner; the test's end stops it and then the engine.
+func (b *bench) run() *bench {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = b.runner.Run(ctx) }()
+	b.stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		gone, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = b.engine.Shutdown(gone)
+	})
+	b.t.Cleanup(b.stop)
+	return b
+}
+
+func (b *bench) await() Result {
+	b.t.Helper()
+	select {
+	case r := <-b.ended:
+		return r
+	case <-time.After(30 * time.Second):
+		b.t.Fatal("the saga did not end within 30 s")
+		return Result{}
+	}
+}
+
+func start(def *saga.Definition) Observation {
+	return Observation{Definition: def, Input: json.RawMessage(`{"order":"42"}`), CreatedBy: "ada"}
+}
+
+// history returns the types of the events in a saga's stream, and checks that the versions have no gap.
+func history(t testing.TB, store eventstore.Store, k Key) []string {
+	t.Helper()
+	events, err := store.Load(context.Background(), StreamOf(k.UID), 1, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for i, e := range events {
+		if e.Version != int64(i)+1 {
+			t.Fatalf("event %d of stream %s has version %d", i+1, e.Stream, e.Version)
+		}
+		names = append(names, e.Type)
+	}
+	return names
+}
+
+func TestASagaRunsToCompleted(t *testing.T) {
+	t.Parallel()
+	store, p, k := memory.New(), &scripted{}, newKey(t)
+	b := newBench(t, store, p, start(definition("a", "b"))).run()
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Completed {
+		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
+	}
+	calls := p.seen()
+	if len(calls) != 2 || calls[0].Key != k.UID+"/a/action" || calls[0].With["order"] != "42" {
+		t.Errorf("calls %+v", calls)
+	}
+}
+
+func TestARejectedSagaIsCompensated(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	p := &scripted{do: rejectStep("c")}
+	b := newBench(t, store, p, start(definition("a", "b", "c"))).run()
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Compensated {
+		t.Fatalf("it is %s", r.State.Phase)
+	}
+	var keys []string
+	for _, c := range p.seen() {
+		keys = append(keys, c.Attempt.Step+"/"+string(c.Attempt.Direction))
+	}
+	want := "[a/action b/action c/action b/compensation a/compensation]"
+	if fmt.Sprint(keys) != want {
+		t.Errorf("calls %v, want %v", keys, want)
+	}
+}
+
+func TestAdvanceNeverWaitsForAParticipant(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		<-release
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, memory.New(), p, Observation{})
+	k := newKey(t)
+	r, err := b.engine.Advance(t.Context(), k, start(definition("a"))) // returns although the participant does not
+	if err != nil || r.State.Phase != saga.Running {
+		t.Fatalf("%s, %v", r.State.Phase, err)
+	}
+	close(release)
+	if err := b.engine.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTheIntentIsCommittedBeforeTheParticipantIsCalled looks into the store from inside the call.
+func TestTheIntentIsCommittedBeforeTheParticipantIsCalled(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	var seen []string
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		seen = history(t, store, k)
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, store, p, start(definition("a"))).run()
+	b.runner.Enqueue(k)
+	b.await()
+	if fmt.Sprint(seen) != "[SagaStarted AttemptStarted]" {
+		t.Errorf("when the participant was called the stream held %v", seen)
+	}
+}
+
+func TestAfterACrashTheSameAttemptIsSentAgainUnderTheSameKey(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	hangs := &scripted{do: func(ctx context.Context, _ participant.Call) participant.Result {
+		<-ctx.Done()
+		return participant.Result{Kind: saga.Unknown}
+	}}
+	first := newBench(t, store, hangs, Observation{})
+	if _, err := first.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	first.engine.Forget(k) // the crash: nothing that the process held is left, and nothing is recorded
+
+	p := &scripted{}
+	second := newBench(t, store, p, Observation{}).run() // nobody queues the key: it is found in the store
+	if r := second.await(); r.State.Phase != saga.Completed {
+		t.Fatalf("it is %s", r.State.Phase)
+	}
+	calls := p.seen()
+	if len(calls) != 1 || calls[0].Attempt.Number != 1 || calls[0].Key != k.UID+"/a/action" || calls[0].With["order"] != "42" {
+		t.Errorf("calls after the crash: %+v", calls)
+	}
+	if got := history(t, store, k); fmt.Sprint(got) != "[SagaStarted AttemptStarted AttemptSucceeded SagaCompleted]" {
+		t.Errorf("stream %v", got)
+	}
+}
+
+func TestTwoEnginesOnOneStoreAreHarmless(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	effects := sync.Map{} // an idempotent participant: by key
+	p := &scripted{do: func(_ context.Context, c participant.Call) participant.Result {
+		effects.Store(c.Key, true)
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	obs := start(definition("a", "b", "c"))
+	one, two := newBench(t, store, p, obs).run(), newBench(t, store, p, obs).run()
+	keys := make([]Key, 100)
+	for i := range keys {
+		keys[i] = newKey(t)
+		one.runner.Enqueue(keys[i])
+		two.runner.Enqueue(keys[i])
+	}
+	for range keys {
+		one.await()
+		two.await()
+	}
+	for _, k := range keys {
+		if got := history(t, store, k); len(got) != 8 {
+			t.Errorf("stream of %s: %v", k, got)
+		}
+		for _, s := range []string{"a", "b", "c"} {
+			if _, ok := effects.Load(k.UID + "/" + s + "/action"); !ok {
+				t.Errorf("step %s of %s was not done", s, k)
+			}
+		}
+	}
+}
+
+// faulty is a store whose appends fail while a test wants them to.
+type faulty struct {
+	eventstore.Store
+	mu     sync.Mutex
+	before func(eventstore.Append) error
+	after  func(eventstore.Append) error
+}
+
+func (f *faulty) Append(ctx context.Context, a eventstore.Append) (eventstore.Appended, error) {
+	f.mu.Lock()
+	before, after := f.before, f.after
+	f.mu.Unlock()
+	if before != nil {
+		if err := before(a); err != nil {
+			return eventstore.Appended{}, err
+		}
+	}
+	done, err := f.Store.Append(ctx, a)
+	if err == nil && after != nil {
+		err = after(a)
+	}
+	return done, err
+}
+
+func failures(n int) func(eventstore.Append) error {
+	var mu sync.Mutex
+	return func(eventstore.Append) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if n--; n >= 0 {
+			return fmt.Errorf("cut: %w", eventstore.ErrUnavailable)
+		}
+		return nil
+	}
+}
+
+func TestAnOutcomeOutlivesAStoreThatIsAway(t *testing.T) {
+	t.Parallel()
+	store, k := &faulty{Store: memory.New()}, newKey(t)
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		store.mu.Lock()
+		store.before = failures(5)
+		store.mu.Unlock()
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, store, p, start(definition("a"))).run()
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Completed {
+		t.Fatalf("it is %s", r.State.Phase)
+	}
+	if n := len(p.seen()); n != 1 {
+		t.Errorf("the participant was called %d times for one outcome", n)
+	}
+}
+
+func TestAnAppendThatWasCommittedAlthoughItFailedIsFoundAgain(t *testing.T) {
+	t.Parallel()
+	store, k := &faulty{Store: memory.New(), after: failures(3)}, newKey(t)
+	p := &scripted{}
+	b := newBench(t, store, p, start(definition("a", "b"))).run()
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Completed {
+		t.Fatalf("it is %s", r.State.Phase)
+	}
+	if got := history(t, store, k); len(got) != 6 {
+		t.Errorf("stream %v", got)
+	}
+}
+
+func TestAPanicInAParticipantIsAnUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	p := &scripted{do: func(_ context.Context, c participant.Call) participant.Result {
+		if c.Attempt.Direction == saga.Action {
+			panic("boom")
+		}
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, store, p, start(definition("a"))).run()
+	b.runner.Enqueue(k)
+	r := b.await()
+	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonPanic {
+		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
+	}
+	if r.State.Steps[0].Compensation.Status != saga.Done {
+		t.Error("what may have happened was not compensated")
+	}
+}
+
+func TestWhatCannotBeRenderedIsNeverSent(t *testing.T) {
+	t.Parallel()
+	store, k, p := memory.New(), newKey(t), &scripted{}
+	obs := start(definition("a"))
+	obs.Input = json.RawMessage(`{}`)
+	b := newBench(t, store, p, obs).run()
+	b.runner.Enqueue(k)
+	r := b.await()
+	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonExpression || len(p.seen()) != 0 {
+		t.Fatalf("it is %s: %+v; calls %v", r.State.Phase, r.State.Failure, p.seen())
+	}
+}
+
+func TestAnOutputThatCannotBeHadIsAnUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	store, k, p := memory.New(), newKey(t), &scripted{}
+	def := definition("a")
+	def.Steps[0].Output = map[string]string{"id": "${response.body.id}"}
+	b := newBench(t, store, p, start(def)).run()
+	b.runner.Enqueue(k)
+	r := b.await()
+	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonOutput || r.State.Steps[0].Compensation.Status != saga.Done {
+		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
+	}
+}
+
+func TestAKindThatNobodyCarriesOutIsRejected(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	def := definition("a")
+	def.Steps[0].Do.Kind = "fax"
+	b := newBench(t, store, &scripted{}, start(def)).run()
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Failure == nil || r.State.Failure.Reason != reasonKind {
+		t.Fatalf("failure %+v", r.State.Failure)
+	}
+}
+
+func TestAnAttemptEndsAtItsTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, k := memory.New(), newKey(t)
+		def := definition("a")
+		def.Steps[0].Do.AttemptTimeout = 3 * time.Second
+		def.Steps[0].Do.Retry.MaxAttempts = 1
+		var took time.Duration
+		p := &scripted{do: func(ctx context.Context, c participant.Call) participant.Result {
+			if c.Attempt.Direction == saga.Compensation {
+				return participant.Result{Kind: saga.Succeeded}
+			}
+			began := time.Now()
+			<-ctx.Done()
+			took = time.Since(began)
+			return participant.Result{Kind: saga.Unknown, Reason: "Timeout"}
+		}}
+		b := newBench(t, store, p, start(def)).run()
+		b.runner.Enqueue(k)
+		r := b.await()
+		if r.State.Phase != saga.Compensated || took != 3*time.Second {
+			t.Errorf("it is %s after an attempt of %s", r.State.Phase, took)
+		}
+		b.stop()
+	})
+}
+
+func TestAttemptsAreBounded(t *testing.T) {
+	t.Parallel()
+	const limit = 3
+	var mu sync.Mutex
+	now, most := 0, 0
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		defer func() { mu.Lock(); now--; mu.Unlock() }()
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, memory.New(), p, start(definition("a")))
+	b.engine.pool.limit = limit
+	b.run()
+	for range 50 {
+		b.runner.Enqueue(newKey(t))
+	}
+	for range 50 {
+		b.await()
+	}
+	if most > limit {
+		t.Errorf("%d attempts ran at once, the limit is %d", most, limit)
+	}
+}
+
+func TestShutdownLetsAttemptsEndAndRecordsThem(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	called, release := make(chan struct{}), make(chan struct{})
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		close(called)
+		<-release
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, store, p, Observation{})
+	if _, err := b.engine.Advance(t.Context(), k, start(definition("a", "b"))); err != nil {
+		t.Fatal(err)
+	}
+	<-called
+	ended := make(chan error)
+	go func() { ended <- b.engine.Shutdown(t.Context()) }()
+	for b.engine.accepting() { // until the shutdown has begun
+		runtime.Gosched()
+	}
+	close(release)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if got := history(t, store, k); len(got) < 3 || got[2] != "AttemptSucceeded" {
+		t.Errorf("stream %v", got)
+	}
+	if n := len(p.seen()); n != 1 {
+		t.Errorf("%d attempts were sent, one of them after the end", n)
+	}
+	if _, err := b.engine.Advance(t.Context(), k, Observation{}); !errors.Is(err, errClosed) {
+		t.Errorf("advancing after the end: %v", err)
+	}
+}
+
+func TestShutdownAbandonsWhatDoesNotEndAndRecordsNothingOfIt(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	called, ended := make(chan struct{}), make(chan struct{})
+	p := &scripted{do: func(ctx context.Context, _ participant.Call) participant.Result {
+		defer close(ended)
+		close(called)
+		<-ctx.Done()
+		return participant.Result{Kind: saga.Unknown}
+	}}
+	b := newBench(t, store, p, Observation{})
+	if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	<-called
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := b.engine.Shutdown(ctx); err == nil {
+		t.Fatal("it says that all attempts have ended")
+	}
+	<-ended
+	if got := history(t, store, k); fmt.Sprint(got) != "[SagaStarted AttemptStarted]" {
+		t.Errorf("stream %v", got)
+	}
+}
+
+func TestAStaleStateIsDroppedBeforeItDecidesToDoNothing(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	hangs := &scripted{do: func(ctx context.Context, _ participant.Call) participant.Result {
+		<-ctx.Done()
+		return participant.Result{Kind: saga.Unknown}
+	}}
+	stale := newBench(t, store, hangs, Observation{})
+	if _, err := stale.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	other := newBench(t, store, &scripted{}, Observation{}).run()
+	other.await()
+	r, err := stale.engine.Advance(t.Context(), k, Observation{})
+	if err != nil || r.State.Phase != saga.Completed {
+		t.Errorf("it shows %s, %v", r.State.Phase, err)
+	}
+	if err := stale.engine.Shutdown(t.Context()); err != nil { // its own attempt was cancelled: the state does not want it any more
+		t.Error(err)
+	}
+}
+
+func TestASagaThatIsNotToStartDoesNot(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, memory.New(), &scripted{}, Observation{})
+	r, err := b.engine.Advance(t.Context(), newKey(t), Observation{Delete: true})
+	if err != nil || r.State.Version != 0 {
+		t.Errorf("version %d, %v", r.State.Version, err)
+	}
+}
+
+func TestUnfinishedFindsEverySagaThatCanStillMove(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	b := newBench(t, store, &scripted{do: rejectStep("never")}, start(definition("a"))).run()
+	done := newKey(t)
+	b.runner.Enqueue(done)
+	b.await()
+	want := map[Key]bool{}
+	suspended := start(definition("a"))
+	suspended.Suspend = true
+	for range 3 {
+		k := newKey(t)
+		want[k] = true
+		if _, err := b.engine.Advance(t.Context(), k, suspended); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.engine.Unfinished(t.Context(), func(k Key) bool {
+		if !want[k] {
+			t.Errorf("found %s", k)
+		}
+		delete(want, k)
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(want) > 0 {
+		t.Errorf("not found: %v", want)
+	}
+}
+
+func TestProblemSaysWhatAnErrorMeansForTheSaga(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	b := newBench(t, store, &scripted{}, Observation{})
+	bad := definition("a")
+	bad.Steps[0].DependsOn = []string{"nobody"}
+	unreadable := newKey(t)
+	if _, err := store.Append(t.Context(), eventstore.Append{Stream: StreamOf(unreadable.UID), Events: []eventstore.Event{{
+		ID: uuid.New(), Type: "SagaTeleported", SchemaVersion: 1, Data: json.RawMessage(`{}`),
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	for reason, test := range map[string]struct {
+		err       func() error
+		transient bool
+	}{
+		ReasonInvalidDefinition: {func() error {
+			_, err := b.engine.Advance(t.Context(), newKey(t), start(bad))
+			return err
+		}, false},
+		ReasonStreamUnreadable: {func() error {
+			_, err := b.engine.Advance(t.Context(), unreadable, Observation{})
+			return err
+		}, false},
+		ReasonTooLarge:              {func() error { return fmt.Errorf("appending: %w", eventstore.ErrInvalid) }, false},
+		ReasonEventStoreUnavailable: {func() error { return fmt.Errorf("loading: %w", eventstore.ErrUnavailable) }, true},
+		ReasonContended:             {func() error { return errContended }, true},
+		ReasonAdvanceFailed:         {func() error { return errors.New("something else") }, true},
+	} {
+		err := test.err()
+		if got, message, transient := Problem(err); got != reason || transient != test.transient || message == "" {
+			t.Errorf("%v is %s (passes by itself: %t), want %s (%t)", err, got, transient, reason, test.transient)
+		}
+	}
+}
+
+func TestTheTraceIsTheSagaAndTheSpanTheAttempt(t *testing.T) {
+	t.Parallel()
+	const uid = "0190a0b0-c0d0-7000-8000-0123456789ab"
+	a := saga.Attempt{Step: "a", Direction: saga.Action, Number: 1}
+	first, again := traceParent(uid, a), traceParent(uid, a)
+	a.Number = 2
+	if first != again || first == traceParent(uid, a) || len(first) != 55 || first[:36] != "00-0190a0b0c0d0700080000123456789ab-" {
+		t.Errorf("traceparent %q, again %q, next attempt %q", first, again, traceParent(uid, a))
+	}
+}

@@ -1,0 +1,66 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// DefinitionError says that a definition does not make a plan.
+type DefinitionError struct{ Fields []saga.FieldError }
+
+func (e *DefinitionError) Error() string {
+	texts := make([]string, len(e.Fields))
+	for i, f := range e.Fields {
+		texts[i] = f.Error()
+	}
+	return "the definition is not valid: " + strings.Join(texts, "; ")
+}
+
+// StreamError says that an event of a saga cannot be understood.
+type StreamError struct {
+	Stream  string
+	Version int64
+	Err     error
+}
+
+func (e *StreamError) Error() string {
+	return fmt.Sprintf("reading version %d of stream %s: %v", e.Version, e.Stream, e.Err)
+}
+
+func (e *StreamError) Unwrap() error { return e.Err }
+
+// Reasons that Problem gives.
+const (
+	ReasonInvalidDefinition     = "InvalidDefinition"
+	ReasonStreamUnreadable      = "StreamUnreadable"
+	ReasonTooLarge              = "TooLarge"
+	ReasonEventStoreUnavailable = "EventStoreUnavailable"
+	ReasonContended             = "Contended"
+	ReasonAdvanceFailed         = "AdvanceFailed"
+)
+
+// Problem says what an error of Advance means for the saga: a reason for its conditions, a message for people, and whether it passes by itself. One that
+// does not pass stalls this saga, and no other, until somebody does something.
+func Problem(err error) (reason, message string, transient bool) {
+	var def *DefinitionError
+	var stream *StreamError
+	switch {
+	case errors.As(err, &def):
+		return ReasonInvalidDefinition, def.Error(), false
+	case errors.As(err, &stream):
+		return ReasonStreamUnreadable, stream.Error(), false
+	case errors.Is(err, eventstore.ErrInvalid):
+		return ReasonTooLarge, err.Error(), false
+	case errors.Is(err, errContended):
+		return ReasonContended, err.Error(), true
+	case errors.Is(err, eventstore.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, errClosed):
+		return ReasonEventStoreUnavailable, err.Error(), true
+	default:
+		return ReasonAdvanceFailed, err.Error(), true
+	}
+}

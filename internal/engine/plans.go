@@ -1,0 +1,60 @@
+package engine
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"runtime/debug"
+	"sync"
+
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// maxPlanBytes bounds the definitions whose plans are kept. Thousands of sagas share a few definitions, so starting afresh when the bound is reached
+// costs little and needs no bookkeeping.
+const maxPlanBytes = 16 << 20
+
+// planCache keeps compiled plans by the content of their definition.
+type planCache struct {
+	mu    sync.Mutex
+	plans map[[sha256.Size]byte]*saga.Plan
+	bytes int
+}
+
+func newPlanCache() *planCache { return &planCache{plans: map[[sha256.Size]byte]*saga.Plan{}} }
+
+func (c *planCache) compile(def saga.Definition) (*saga.Plan, error) {
+	data, err := json.Marshal(def)
+	if err != nil {
+		return nil, &DefinitionError{Fields: []saga.FieldError{{Field: "steps", Message: err.Error()}}}
+	}
+	key := sha256.Sum256(data)
+	c.mu.Lock()
+	plan := c.plans[key]
+	c.mu.Unlock()
+	if plan != nil {
+		return plan, nil
+	}
+	plan, fields := compileSafely(def)
+	if len(fields) > 0 {
+		return nil, &DefinitionError{Fields: fields}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bytes += len(data); c.bytes > maxPlanBytes {
+		clear(c.plans)
+		c.bytes = len(data)
+	}
+	c.plans[key] = plan
+	return plan, nil
+}
+
+// compileSafely turns a panic in what reads users' text into an error of this one saga.
+func compileSafely(def saga.Definition) (plan *saga.Plan, fields []saga.FieldError) {
+	defer func() {
+		if p := recover(); p != nil {
+			plan, fields = nil, []saga.FieldError{{Field: "steps", Message: fmt.Sprintf("compiling them panicked: %v\n%s", p, debug.Stack())}}
+		}
+	}()
+	return saga.Compile(def)
+}

@@ -1,0 +1,149 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// MessageTypePrefix begins the type of every message that the engine puts into the outbox.
+const MessageTypePrefix = "io.vextrus.saga."
+
+// StreamOf names the stream of a saga.
+func StreamOf(uid string) string { return "saga-" + uid }
+
+// load folds a saga's stream.
+func (e *Engine) load(ctx context.Context, r *running) error {
+	const page = 500
+	var state saga.State
+	for {
+		recorded, err := e.Store.Load(ctx, StreamOf(r.key.UID), state.Version+1, page)
+		if err != nil {
+			return fmt.Errorf("loading its stream: %w", err)
+		}
+		events := make([]saga.Event, len(recorded))
+		for i, rec := range recorded {
+			if events[i], err = saga.Unmarshal(rec.Type, rec.SchemaVersion, rec.Data); err != nil {
+				return &StreamError{Stream: rec.Stream, Version: rec.Version, Err: err}
+			}
+		}
+		state = saga.Fold(state, events...)
+		if len(recorded) < page {
+			break
+		}
+	}
+	r.loaded, r.state, r.plan = true, state, nil
+	return nil
+}
+
+// append commits events together with the state row and the messages they bring, and makes the result the saga's state.
+func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event) error {
+	next := saga.Fold(r.state, events...)
+	a := eventstore.Append{Stream: StreamOf(r.key.UID), Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
+	for i, ev := range events {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return fmt.Errorf("making an event id: %w", err)
+		}
+		typ, schema, data, err := saga.Marshal(ev)
+		if err != nil {
+			return err
+		}
+		meta := eventstore.Metadata{CorrelationID: r.key.UID}
+		if started, ok := ev.(saga.SagaStarted); ok {
+			meta.Actor = started.CreatedBy
+		}
+		a.Events[i] = eventstore.Event{ID: id, Type: typ, SchemaVersion: schema, Data: data, Metadata: meta}
+		if m, ok := message(next, r.state.Version+int64(i)+1, ev); ok {
+			m.ID, m.Metadata = id, meta
+			a.Messages = append(a.Messages, m)
+		}
+	}
+	row, err := stateRow(next, plan)
+	if err != nil {
+		return err
+	}
+	a.State = &row
+	if _, err := e.Store.Append(ctx, a); err != nil {
+		return err
+	}
+	if next.Phase != r.state.Phase {
+		e.metrics.phases.WithLabelValues(string(next.Phase)).Inc()
+	}
+	r.loaded, r.state = true, next
+	return nil
+}
+
+func stateRow(s saga.State, plan *saga.Plan) (eventstore.SagaState, error) {
+	uid, err := uuid.Parse(s.UID)
+	if err != nil {
+		return eventstore.SagaState{}, fmt.Errorf("reading the saga's uid: %w", err)
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return eventstore.SagaState{}, fmt.Errorf("encoding the saga's state: %w", err)
+	}
+	return eventstore.SagaState{
+		UID: uid, Namespace: s.Namespace, Name: s.Name, Phase: string(s.Phase), Finished: s.Phase.Terminal(),
+		Version: s.Version, WakeAt: plan.Wake(s), State: data,
+	}, nil
+}
+
+// lifecycle is what a message tells the world about a saga. Outputs and inputs are not in it: they are between the saga and its participants.
+type lifecycle struct {
+	UID       string `json:"uid"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Version is that of the event in the saga's stream.
+	Version int64  `json:"version"`
+	Step    string `json:"step,omitempty"`
+	Cause   string `json:"cause,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// message returns what the world is told about an event; false for events that are nobody else's business.
+func message(s saga.State, version int64, ev saga.Event) (eventstore.Message, bool) {
+	l := lifecycle{UID: s.UID, Namespace: s.Namespace, Name: s.Name, Version: version}
+	var what string
+	switch ev := ev.(type) {
+	case saga.SagaStarted:
+		what = "Started"
+	case saga.AttemptSucceeded:
+		what, l.Step = "StepSucceeded", ev.Step
+		if ev.Direction == saga.Compensation {
+			what = "StepCompensated"
+		}
+	case saga.AttemptFailed:
+		if ev.Outcome != saga.Rejected && !ev.RetryAt.IsZero() {
+			return eventstore.Message{}, false
+		}
+		what, l.Step, l.Reason, l.Message = "StepFailed", ev.Step, ev.Reason, ev.Message
+		switch {
+		case ev.Direction == saga.Compensation:
+			what = "CompensationFailed"
+		case ev.Outcome == saga.Rejected:
+			what = "StepRejected"
+		}
+	case saga.SagaCompensating:
+		what, l.Step, l.Cause, l.Reason, l.Message = "Compensating", ev.Step, string(ev.Cause), ev.Reason, ev.Message
+	case saga.SagaCompleted:
+		what = "Completed"
+	case saga.SagaCompensated:
+		what = "Compensated"
+	case saga.SagaParked:
+		what, l.Step, l.Reason, l.Message = "Parked", ev.Step, ev.Reason, ev.Message
+	default:
+		return eventstore.Message{}, false
+	}
+	data, err := json.Marshal(l)
+	if err != nil {
+		return eventstore.Message{}, false // strings and a number: it cannot fail
+	}
+	return eventstore.Message{Type: MessageTypePrefix + what, Key: s.UID, Data: data}, true
+}

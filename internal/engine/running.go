@@ -1,0 +1,110 @@
+package engine
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// running is what the engine holds of one saga in memory. All of it can be lost at any time: the stream has everything.
+type running struct {
+	key Key
+
+	// turn is held by the one Advance that moves the saga. It guards the fields of this group.
+	turn     sync.Mutex
+	loaded   bool
+	state    saga.State
+	plan     *saga.Plan
+	observed Observation
+	// looked is true once the stream has been looked at, or appended to.
+	looked bool
+
+	// mu guards what attempts touch when they end.
+	mu        sync.Mutex
+	outcomes  []saga.Outcome
+	attempts  map[saga.Attempt]context.CancelFunc
+	abandoned bool
+}
+
+func (r *running) result() Result {
+	res := Result{State: r.state}
+	if r.plan != nil {
+		res.Wake = r.plan.Wake(r.state)
+	}
+	return res
+}
+
+func (r *running) dropState() {
+	r.loaded, r.state, r.plan, r.looked = false, saga.State{}, nil, true
+}
+
+// presumedNew reports whether the saga is taken to have no events without asking the store. Whoever brings a definition means to start it, and most are new; the first
+// append expects an empty stream, loses if that was wrong, and then the stream is loaded. It saves each new saga a round trip.
+func (r *running) presumedNew() bool { return !r.looked && r.observed.Definition != nil }
+
+// waiting returns the outcomes that have arrived and are not recorded yet.
+func (r *running) waiting() []saga.Outcome {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.outcomes)
+}
+
+// recorded drops the oldest n outcomes: they are facts now, or came too late to become any.
+func (r *running) recorded(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.outcomes = slices.Delete(r.outcomes, 0, n)
+}
+
+// difference cancels the attempts that are under way and should not be, and returns those that should be and are not. An attempt whose outcome is
+// waiting has ended, but not in the state yet: it is not to be started again.
+func (r *running) difference(want []saga.Attempt) []saga.Attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for a, cancel := range r.attempts {
+		if !slices.Contains(want, a) {
+			cancel()
+			delete(r.attempts, a)
+		}
+	}
+	return slices.DeleteFunc(want, func(a saga.Attempt) bool {
+		_, underWay := r.attempts[a]
+		return underWay || slices.ContainsFunc(r.outcomes, func(o saga.Outcome) bool { return o.Attempt == a })
+	})
+}
+
+// begin notes an attempt as under way; false when the saga has been abandoned.
+func (r *running) begin(a saga.Attempt, cancel context.CancelFunc) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.abandoned {
+		return false
+	}
+	r.attempts[a] = cancel
+	return true
+}
+
+// end puts an outcome beside the saga. It reports false for an attempt that was cancelled meanwhile: what it came to says nothing about the participant.
+func (r *running) end(o saga.Outcome) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, underWay := r.attempts[o.Attempt]; !underWay || r.abandoned {
+		return false
+	}
+	delete(r.attempts, o.Attempt)
+	r.outcomes = append(r.outcomes, o)
+	return true
+}
+
+// abandon cancels every attempt and ignores what they come to.
+func (r *running) abandon() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.abandoned = true
+	for a, cancel := range r.attempts {
+		cancel()
+		delete(r.attempts, a)
+	}
+}

@@ -1,0 +1,308 @@
+package http
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	nethttp "net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/vextrus/saga-operator/internal/egress"
+	"github.com/vextrus/saga-operator/internal/expression"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// failed classifies an attempt that brought no answer. sent is whether the request may have been written to a connection.
+func failed(ctx context.Context, err error, sent bool) participant.Result {
+	timeout := ctx.Err() != nil || isTimeout(err)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	var denied *egress.Error
+	switch {
+	case sent && timeout:
+		return participant.Result{Kind: saga.Unknown, Reason: "TimedOut", Message: short("no answer came in time, and the request may have been carried out: " + err.Error())}
+	case sent:
+		return participant.Result{Kind: saga.Unknown, Reason: "ConnectionBroken", Message: short("the connection broke before the answer, and the request may have been carried out: " + err.Error())}
+	case errors.As(err, &denied):
+		return participant.Result{Kind: saga.Rejected, Reason: "EgressDenied", Message: short(denied.Error())}
+	}
+	return participant.Result{Kind: saga.Retryable, Reason: "ConnectionFailed", Message: short("no connection came about: " + err.Error())}
+}
+
+var (
+	errTooLarge = errors.New("the answer is too large")
+	buffers     = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+)
+
+// maxPooledBytes keeps a few large answers from holding memory for good.
+const maxPooledBytes = 64 << 10
+
+// outcome reads the answer and says what it means.
+func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) participant.Result {
+	if resp.StatusCode < 200 {
+		// 101: what follows is another protocol, and is not read.
+		return participant.Result{Kind: saga.Unknown, Reason: reason(resp.StatusCode), Message: fmt.Sprintf("an answer that is none (%d)", resp.StatusCode)}
+	}
+	b := buffers.Get().(*bytes.Buffer)
+	defer func() {
+		if b.Cap() <= maxPooledBytes {
+			b.Reset()
+			buffers.Put(b)
+		}
+	}()
+	readErr := p.read(b, resp)
+	var body any
+	if readErr == nil {
+		body = decode(b.Bytes(), resp.Header.Get("Content-Type"))
+	}
+	result := participant.Result{
+		Kind:     kindOf(resp.StatusCode),
+		Response: map[string]any{"status": int64(resp.StatusCode), "headers": headersOf(resp.Header), "body": body},
+	}
+	if result.Kind != saga.Succeeded {
+		result.Reason = reason(resp.StatusCode)
+		result.Message = message(resp, body)
+		result.RetryAfter = retryAfter(resp.Header.Get("Retry-After"), p.clock)
+		return result
+	}
+	switch {
+	case errors.Is(readErr, errTooLarge):
+		return participant.Result{Kind: saga.Unknown, Reason: "AnswerTooLarge", Message: fmt.Sprintf(
+			"the request was carried out (%d), but its answer is larger than %d bytes and cannot be used", resp.StatusCode, p.limit)}
+	case readErr != nil:
+		if cause := context.Cause(ctx); cause != nil {
+			readErr = cause
+		}
+		return participant.Result{Kind: saga.Unknown, Reason: "AnswerBroken", Message: short(fmt.Sprintf(
+			"the request was carried out (%d), but its answer broke off: %v", resp.StatusCode, readErr))}
+	}
+	return result
+}
+
+// read reads the body to its end, so that the connection can be used again, or to the limit, which also holds for what is compressed
+// and for what it expands to.
+func (p *Participant) read(b *bytes.Buffer, resp *nethttp.Response) error {
+	if resp.ContentLength > p.limit {
+		return errTooLarge
+	}
+	if n := resp.ContentLength; n > 0 {
+		b.Grow(int(n) + bytes.MinRead)
+	}
+	raw := &limited{resp.Body, p.limit}
+	if !strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
+		_, err := b.ReadFrom(raw)
+		return err
+	}
+	z, err := gzip.NewReader(raw)
+	if errors.Is(err, io.EOF) {
+		return nil // an empty body
+	}
+	if err != nil {
+		return err
+	}
+	_, err = b.ReadFrom(&limited{z, p.limit})
+	return err
+}
+
+// limited is a reader that fails when there is more than left bytes; io.LimitReader would pass the cut off for the end.
+type limited struct {
+	r    io.Reader
+	left int64
+}
+
+func (l *limited) Read(b []byte) (int, error) {
+	if int64(len(b)) > l.left+1 {
+		b = b[:l.left+1]
+	}
+	n, err := l.r.Read(b)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, errTooLarge
+	}
+	return n, err
+}
+
+// decode keeps JSON as JSON and everything else as text. Many servers send JSON without saying so.
+func decode(raw []byte, contentType string) any {
+	trimmed := bytes.TrimSpace(raw)
+	if len(trimmed) == 0 {
+		return nil
+	}
+	if strings.Contains(contentType, "json") || trimmed[0] == '{' || trimmed[0] == '[' {
+		if v, err := expression.Decode(trimmed); err == nil {
+			if bytes.Contains(trimmed, []byte(`\u0000`)) {
+				v = withoutNUL(v)
+			}
+			return v
+		}
+	}
+	return text(string(raw))
+}
+
+// text makes valid UTF-8 without NUL, which no text in PostgreSQL can hold.
+func text(s string) string {
+	const replacement = string(unicode.ReplacementChar)
+	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
+}
+
+func withoutNUL(v any) any {
+	switch v := v.(type) {
+	case string:
+		return text(v)
+	case []any:
+		for i := range v {
+			v[i] = withoutNUL(v[i])
+		}
+	case map[string]any:
+		// Sorted, so that of two keys that become one always the same stays.
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			e := withoutNUL(v[k])
+			delete(v, k)
+			v[text(k)] = e
+		}
+	}
+	return v
+}
+
+// headersOf gives the first value of each header under its name in lower case: the first maxHeaders by name, each cut to 1 KiB.
+func headersOf(h nethttp.Header) map[string]any {
+	const most = 1 << 10
+	out := make(map[string]any, min(len(h), maxHeaders))
+	add := func(name string) {
+		if v := h[name]; len(v) > 0 && name != "Set-Cookie" {
+			out[strings.ToLower(name)] = text(v[0][:min(len(v[0]), most)])
+		}
+	}
+	if len(h) <= maxHeaders {
+		for name := range h {
+			add(name)
+		}
+		return out
+	}
+	for _, name := range slices.Sorted(maps.Keys(h))[:maxHeaders] {
+		add(name)
+	}
+	return out
+}
+
+func kindOf(status int) saga.OutcomeKind {
+	switch {
+	case status < 300:
+		return saga.Succeeded
+	case status == nethttp.StatusTooManyRequests, status == nethttp.StatusServiceUnavailable:
+		return saga.Retryable
+	case status == nethttp.StatusRequestTimeout, status == nethttp.StatusTooEarly:
+		return saga.Unknown
+	case status < 500:
+		// A redirect too: whatever it points at, at this URL the request was not carried out.
+		return saga.Rejected
+	}
+	return saga.Unknown
+}
+
+// reason makes one word of a status: PaymentRequired, or Status599 for one without a name.
+func reason(status int) string {
+	name := strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) {
+			return r
+		}
+		return -1
+	}, nethttp.StatusText(status))
+	if name == "" {
+		return "Status" + strconv.Itoa(status)
+	}
+	return name
+}
+
+// message says what a participant said, and the code: card declined (402).
+func message(resp *nethttp.Response, body any) string {
+	said := nethttp.StatusText(resp.StatusCode)
+	if s := explanation(body); s != "" {
+		said = s
+	} else if location := resp.Header.Get("Location"); resp.StatusCode < 400 && location != "" {
+		said = "redirects are not followed"
+		if u, err := url.Parse(location); err == nil && u.Host != "" {
+			said = "a redirect to host " + u.Host + " is not followed"
+		}
+	} else if s, ok := body.(string); ok && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
+		if line, _, _ := strings.Cut(strings.TrimSpace(s), "\n"); len(line) <= maxMessageBytes/2 && line != "" {
+			said = line
+		}
+	}
+	code := " (" + strconv.Itoa(resp.StatusCode) + ")"
+	return strings.TrimSpace(shortTo(said, maxMessageBytes-len(code)) + code)
+}
+
+// explanation finds the sentence in a JSON answer: RFC 9457's detail and title, and what is common besides.
+func explanation(body any) string {
+	m, ok := body.(map[string]any)
+	if !ok {
+		return ""
+	}
+	for _, key := range []string{"detail", "message", "error", "title"} {
+		switch v := m[key].(type) {
+		case string:
+			if s := strings.TrimSpace(v); s != "" {
+				return s
+			}
+		case map[string]any:
+			if s, ok := v["message"].(string); ok && strings.TrimSpace(s) != "" {
+				return strings.TrimSpace(s)
+			}
+		}
+	}
+	return ""
+}
+
+// retryAfter reads the header's two forms, seconds and a date. What is neither is no wish.
+func retryAfter(value string, clock func() time.Time) time.Duration {
+	value = strings.TrimSpace(value)
+	if value == "" {
+		return 0
+	}
+	if strings.Trim(value, "0123456789") == "" {
+		seconds, err := strconv.ParseUint(value, 10, 32)
+		if err != nil {
+			return MaxRetryAfter // more than fits
+		}
+		return min(time.Duration(seconds)*time.Second, MaxRetryAfter)
+	}
+	at, err := nethttp.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(clock()), 0), MaxRetryAfter)
+}
+
+func short(s string) string { return shortTo(s, maxMessageBytes) }
+
+// shortTo makes one printable line of at most n bytes.
+func shortTo(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, strings.ToValidUTF8(s[:min(len(s), 4*n)], ""))
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) <= n {
+		return s
+	}
+	cut := n - len("…")
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
+}

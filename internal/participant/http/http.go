@@ -1,0 +1,200 @@
+// Package http is the participant that every service already is: an effect is one HTTP request.
+//
+// # Settings
+//
+//	method: POST                # GET, POST, PUT, PATCH or DELETE
+//	url: http://inventory/reservations/${input.orderId}
+//	headers: {X-Tenant: shop}   # optional
+//	body: {order: "${input.orderId}"}   # optional, any JSON; not with GET
+//
+// Every attempt of an effect sends the same request: the headers Idempotency-Key, Saga-Id (the saga's uid) and Saga-Step, traceparent
+// when the call has one, and the body as JSON.
+//
+// # Outcomes
+//
+//	2xx                                                        Succeeded
+//	429, 503; a connection that never came about               Retryable
+//	other 4xx; 3xx, because redirects are not followed;
+//	an address that the egress policy forbids; a request that
+//	cannot be sent as it is written                            Rejected
+//	408, 425, other 5xx, 101; a time-out or a broken connection
+//	after the request may have been sent; a 2xx answer that is
+//	too large or breaks off                                    Unknown
+//
+// # URLs
+//
+// Values in a URL are escaped by package expression for the place at which they stand. Here the finished URL, the one that is sent, is
+// checked again, whatever it was made of: http or https, no user, no fragment, no dot segments, and no encoded slashes or control
+// characters in its path, because servers differ in what they make of those. The host may come from an expression: the egress policy
+// decides about the address that it leads to.
+package http
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"maps"
+	"net"
+	nethttp "net/http"
+	"net/http/httptrace"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/vextrus/saga-operator/internal/egress"
+	"github.com/vextrus/saga-operator/internal/expression"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// Kind is the name under which the participant is registered.
+const Kind = "http"
+
+// Limits.
+const (
+	// DefaultMaxAnswerBytes bounds the body of an answer, before and after decompression.
+	DefaultMaxAnswerBytes = 1 << 20
+	// MaxRetryAfter caps the pause that a participant can ask for.
+	MaxRetryAfter = time.Hour
+
+	maxURLBytes          = 8 << 10
+	maxHeaders           = 64
+	maxHeaderBytes       = 8 << 10
+	maxAnswerHeaderBytes = 64 << 10
+	maxMessageBytes      = 512
+	connectTimeout       = 10 * time.Second
+	idleConnections      = 4096
+	idlePerHost          = 512
+	idleTimeout          = 90 * time.Second
+)
+
+// Options configure a Participant. The zero value is usable.
+type Options struct {
+	// Egress says which addresses may be connected to; nil means the default policy.
+	Egress *egress.Policy
+	// MaxAnswerBytes bounds the body of an answer; zero means DefaultMaxAnswerBytes.
+	MaxAnswerBytes int64
+	// UserAgent is sent with every request; empty means saga-operator.
+	UserAgent string
+	// TLS configures connections to https URLs; nil means the system's certificate authorities.
+	TLS *tls.Config
+	// Clock is what a date in Retry-After is compared with; nil means time.Now.
+	Clock func() time.Time
+}
+
+// Participant carries out effects of kind http. It is safe for concurrent use.
+type Participant struct {
+	transport *nethttp.Transport
+	limit     int64
+	userAgent string
+	clock     func() time.Time
+}
+
+var _ participant.Participant = (*Participant)(nil)
+
+// New makes a participant with a connection pool of its own.
+func New(o Options) *Participant {
+	if o.Egress == nil {
+		o.Egress = &egress.Policy{}
+	}
+	if o.MaxAnswerBytes <= 0 {
+		o.MaxAnswerBytes = DefaultMaxAnswerBytes
+	}
+	if o.UserAgent == "" {
+		o.UserAgent = "saga-operator"
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	return &Participant{
+		limit: o.MaxAnswerBytes, userAgent: o.UserAgent, clock: o.Clock,
+		// The transport alone, without a client: no redirects, no cookies, no credentials from a URL. Proxy stays nil: a proxy would do
+		// the connecting, and the egress policy would judge the proxy's address.
+		transport: &nethttp.Transport{
+			DialContext:            o.Egress.Dialer(connectTimeout).DialContext,
+			TLSClientConfig:        o.TLS,
+			TLSHandshakeTimeout:    connectTimeout,
+			ForceAttemptHTTP2:      true,
+			DisableCompression:     true, // the answer's own decompression has limits on both sides
+			MaxIdleConns:           idleConnections,
+			MaxIdleConnsPerHost:    idlePerHost,
+			IdleConnTimeout:        idleTimeout,
+			MaxResponseHeaderBytes: maxAnswerHeaderBytes,
+		},
+	}
+}
+
+// Close closes idle connections. Calls in flight are not affected.
+func (p *Participant) Close() { p.transport.CloseIdleConnections() }
+
+// Check implements participant.Participant.
+func (p *Participant) Check(with map[string]any) []saga.FieldError {
+	var errs []saga.FieldError
+	fail := func(field, message string) { errs = append(errs, saga.FieldError{Field: field, Message: message}) }
+	for _, name := range slices.Sorted(maps.Keys(with)) {
+		if name != "method" && name != "url" && name != "headers" && name != "body" {
+			fail(name, "is not a setting of http; the settings are method, url, headers and body")
+		}
+	}
+	if err := checkMethod(with); err != nil {
+		fail("method", err.Error())
+	}
+	switch u := with["url"].(type) {
+	case nil:
+		fail("url", "is required")
+	case string:
+		if err := checkTemplate(u); err != nil {
+			fail("url", err.Error())
+		}
+	default:
+		fail("url", "must be a string")
+	}
+	if with["method"] == nethttp.MethodGet && with["body"] != nil {
+		fail("body", "GET has no body; use POST, or put the values into the URL")
+	}
+	return append(errs, checkHeaders(with["headers"])...)
+}
+
+// Do implements participant.Participant.
+func (p *Participant) Do(ctx context.Context, call participant.Call) participant.Result {
+	req, err := p.request(call)
+	if err != nil {
+		return participant.Result{Kind: saga.Rejected, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + err.Error())}
+	}
+	// A request is written only to a connection that was handed out for it. As long as none was, nothing can have been sent. This
+	// holds through the transport's own retries too (it repeats a request with an idempotency key when a kept connection turns out to
+	// be dead, which is harmless under one key): the flag is never cleared.
+	var sent atomic.Bool
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }}
+	resp, err := p.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, trace)))
+	if err != nil {
+		return failed(ctx, err, sent.Load())
+	}
+	defer resp.Body.Close()
+	return p.outcome(ctx, resp)
+}
+
+// checkTemplate checks a URL with 1 in the place of each expression: 1 can stand in a host, a port, a path and a query. An expression at
+// the beginning is the base of the URL, and stands for a scheme and a host.
+func checkTemplate(template string) error {
+	literals := expression.Literals(template)
+	if len(literals) < 2 {
+		_, err := parseURL(strings.Join(literals, ""))
+		return err
+	}
+	if literals[0] != "" {
+		_, err := parseURL(strings.Join(literals, "1"))
+		return err
+	}
+	if strings.HasPrefix(literals[1], ":") {
+		return nil // the expression is the scheme alone, or a host whose port follows
+	}
+	_, err := parseURL("http://x" + strings.Join(literals[1:], "1"))
+	return err
+}
+
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
+}

@@ -1,0 +1,54 @@
+// Package participant is the small interface behind which every kind of participant stands. Each kind has a package of its own
+// below this one and is made known to the operator by one line in a Registry; nothing else has to change for a new one.
+package participant
+
+import (
+	"context"
+	"time"
+
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// Identity says on behalf of which saga a call is made.
+type Identity struct {
+	UID       string
+	Namespace string
+	Name      string
+}
+
+// Call is one attempt, ready to be carried out.
+type Call struct {
+	Saga    Identity
+	Attempt saga.Attempt
+	// Key is the idempotency key of the effect. It is the same for all its attempts.
+	Key string
+	// With holds the settings of the effect, every expression rendered. It is the same for all attempts of one effect.
+	With map[string]any
+	// TraceParent is the W3C trace context to pass on; empty when there is none.
+	TraceParent string
+}
+
+// Result is what a call came to.
+type Result struct {
+	Kind saga.OutcomeKind
+	// Reason is one CamelCase word for programs, Message a short text for people (at most 1 KiB). Both are empty when it succeeded.
+	Reason  string
+	Message string
+	// RetryAfter is the pause that the participant asked for; zero when it asked for none.
+	RetryAfter time.Duration
+	// Response is what output expressions see as `response`: JSON values only.
+	Response map[string]any
+}
+
+// Participant carries out the effects of one kind.
+type Participant interface {
+	// Check reports what is wrong with the settings of an effect before any expression in them is rendered. A string that holds an
+	// expression is not known yet and passes. Fields are relative to the settings, for example "url" or "headers.Host".
+	Check(with map[string]any) []saga.FieldError
+	// Do carries out one attempt and returns when it has ended, or when ctx has. It is safe for concurrent use. Whatever happens
+	// it must say which of the four outcomes it was, and when in doubt: Unknown.
+	Do(ctx context.Context, call Call) Result
+}
+
+// Registry maps the name of each kind to who carries it out.
+type Registry map[string]Participant
