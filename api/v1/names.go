@@ -1,0 +1,70 @@
+package v1
+
+const (
+	// Finalizer holds the object of a saga until the saga has ended, so that deleting a running one undoes it first.
+	Finalizer = "saga.vextrus.io/compensate"
+	// CreatedByAnnotation holds the name of the user who created the object.
+	CreatedByAnnotation = "saga.vextrus.io/created-by"
+)
+
+// The conditions of a Saga. Ready, Progressing and Stalled are always there; the other three appear when they become true.
+const (
+	// ConditionReady is True when the saga has ended well: everything was done, or everything that may have been done was undone.
+	ConditionReady = "Ready"
+	// ConditionProgressing is True while the saga moves by itself, in either direction.
+	ConditionProgressing = "Progressing"
+	// ConditionStalled is True when the saga does not go on by itself. Its message says what to do.
+	ConditionStalled = "Stalled"
+	// ConditionCompleted is True when every action succeeded.
+	ConditionCompleted = "Completed"
+	// ConditionCompensated is True when everything that may have been done has been undone.
+	ConditionCompensated = "Compensated"
+	// ConditionCompensationFailed is True while the saga is parked because a compensation failed for good.
+	ConditionCompensationFailed = "CompensationFailed"
+)
+
+// SagaPhase is where a saga stands as a whole. Completed and Compensated are terminal.
+type SagaPhase string
+
+// The phases of a saga.
+const (
+	// PhasePending: not started. A saga that cannot be understood stays here, with the condition Stalled.
+	PhasePending SagaPhase = "Pending"
+	// PhaseRunning: the actions are being carried out.
+	PhaseRunning SagaPhase = "Running"
+	// PhaseCompensating: what may have been done is being undone.
+	PhaseCompensating SagaPhase = "Compensating"
+	// PhaseCompleted: every action succeeded.
+	PhaseCompleted SagaPhase = "Completed"
+	// PhaseCompensated: everything that may have been done has been undone.
+	PhaseCompensated SagaPhase = "Compensated"
+	// PhaseCompensationFailed: parked, because a compensation failed for good.
+	PhaseCompensationFailed SagaPhase = "CompensationFailed"
+)
+
+// StepPhase is where one step stands.
+type StepPhase string
+
+// The phases of a step.
+const (
+	// StepPending: never sent.
+	StepPending StepPhase = "Pending"
+	// StepRunning: an attempt of the action is under way.
+	StepRunning StepPhase = "Running"
+	// StepRetrying: an attempt of the action failed and another will follow.
+	StepRetrying StepPhase = "Retrying"
+	// StepSucceeded: the action happened.
+	StepSucceeded StepPhase = "Succeeded"
+	// StepRejected: the participant gave a definite no.
+	StepRejected StepPhase = "Rejected"
+	// StepFailed: no attempt is left, and the action did not happen.
+	StepFailed StepPhase = "Failed"
+	// StepUnknown: no attempt is left, and the action may have happened.
+	StepUnknown StepPhase = "Unknown"
+	// StepCompensating: the compensation is being carried out.
+	StepCompensating StepPhase = "Compensating"
+	// StepCompensated: the compensation happened.
+	StepCompensated StepPhase = "Compensated"
+	// StepCompensationFailed: the compensation failed for good.
+	StepCompensationFailed StepPhase = "CompensationFailed"
+)
