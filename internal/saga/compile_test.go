@@ -47,6 +47,15 @@ func TestCompileNamesTheFieldThatIsWrong(t *testing.T) {
 		"too many attempts":          {Definition{Steps: []Step{step("a", attempts(101))}}, "steps[0].retry.maxAttempts", "between 1 and 100"},
 		"backoff over its cap": {Definition{Steps: []Step{step("a", func(s *Step) { s.Do.Retry.InitialBackoff = time.Hour })}},
 			"steps[0].retry.maxBackoff", "between"},
+		"initial backoff too long": {Definition{Steps: []Step{step("a", func(s *Step) { s.Do.Retry.InitialBackoff, s.Do.Retry.MaxBackoff = MaxBackoff+1, MaxBackoff+1 })}},
+			"steps[0].retry.initialBackoff", "between"},
+		"name too long":    {Definition{Steps: []Step{step(strings.Repeat("a", MaxNameLength+1))}}, "steps[0].name", "characters"},
+		"too many outputs": {Definition{Steps: []Step{step("a", outputs(MaxOutputsPerStep+1))}}, "steps[0].output", "limit of 64"},
+		"too many dependencies": {Definition{Steps: []Step{step("a", func(s *Step) {
+			for i := range MaxDependenciesStep + 1 {
+				s.DependsOn = append(s.DependsOn, fmt.Sprintf("s%d", i))
+			}
+		})}}, "steps[0].dependsOn", "limit of 32"},
 		"no attempt timeout": {Definition{Steps: []Step{step("a", func(s *Step) { s.Do.AttemptTimeout = 0 })}}, "steps[0].attemptTimeout", "between"},
 	}
 	for name, test := range tests {
@@ -63,6 +72,25 @@ func TestCompileNamesTheFieldThatIsWrong(t *testing.T) {
 			}
 			t.Errorf("errors %v; want one at %s with %q", errs, test.field, test.message)
 		})
+	}
+}
+
+func outputs(n int) stepOption {
+	return func(s *Step) {
+		s.Output = map[string]string{}
+		for i := range n {
+			s.Output[fmt.Sprintf("o%d", i)] = "${response.status}"
+		}
+	}
+}
+
+func TestWhatIsJustWithinTheLimitsCompiles(t *testing.T) {
+	t.Parallel()
+	s := step(strings.Repeat("a", MaxNameLength), attempts(MaxAttempts), outputs(MaxOutputsPerStep))
+	s.Do.AttemptTimeout = MaxAttemptTimeout
+	s.Do.Retry.InitialBackoff, s.Do.Retry.MaxBackoff = MaxBackoff, MaxBackoff
+	if _, errs := Compile(Definition{Steps: []Step{s}, Deadline: MaxDeadline}); len(errs) > 0 {
+		t.Error(errs)
 	}
 }
 

@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -82,6 +83,9 @@ func TestAnUnknownOutcomeIsTriedAgainAndThenCompensated(t *testing.T) {
 	h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(2))}})
 	h.ends("a", Action, Unknown)
 	h.phaseIs(Running)
+	if f := h.state.Step("a").Do; f.Status != Waiting || !f.EndedAt.IsZero() {
+		t.Fatalf("the action is %+v, want it to wait", f)
+	}
 	h.wake()
 	if got := h.inFlight("a", Action); got.Number != 2 {
 		t.Fatalf("attempt %d is under way, want 2", got.Number)
@@ -212,13 +216,28 @@ func TestADeadlineRollsBackTheWayForwardOnly(t *testing.T) {
 		t.Fatalf("woken at %v, want %v", h.now, want)
 	}
 	h.phaseIs(Compensating)
-	if h.state.Failure.Cause != CauseDeadlineExceeded {
-		t.Errorf("cause %s", h.state.Failure.Cause)
+	if f := h.state.Failure; f.Cause != CauseDeadlineExceeded || f.Message != "not done after 1m0s" {
+		t.Errorf("failure %+v", f)
 	}
 	h.ends("b", Action, Rejected)
 	h.now = h.now.Add(24 * time.Hour)
 	h.ends("a", Compensation, Succeeded)
 	h.phaseIs(Compensated)
+}
+
+func TestACompensationHasNoOutput(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", output("id", "${response.body.id}"), undo()), step("b", after("a"))}})
+	h.decide(Outcome{Attempt: h.inFlight("a", Action), Kind: Succeeded, Output: json.RawMessage(`{"id":"r-1"}`)})
+	h.ends("b", Action, Rejected)
+	a := h.inFlight("a", Compensation)
+	if out, err := h.plan.Output(h.state, a, map[string]any{}); out != nil || err != nil {
+		t.Errorf("its output is %s, %v", out, err)
+	}
+	h.decide(Outcome{Attempt: a, Kind: Succeeded})
+	if got := string(h.state.Step("a").Output); got != `{"id":"r-1"}` {
+		t.Errorf("the action's output has become %s", got)
+	}
 }
 
 func TestTheDeadlineIsNotExceededBeforeItsInstant(t *testing.T) {
