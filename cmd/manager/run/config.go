@@ -1,0 +1,214 @@
+package run
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vextrus/saga-operator/controllers"
+	"github.com/vextrus/saga-operator/internal/egress"
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/postgres"
+)
+
+// Secret is a text that shows itself to nobody by accident: not in logs, not in JSON, not in errors.
+type Secret string
+
+const redacted = "[redacted]"
+
+// String implements fmt.Stringer.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// GoString implements fmt.GoStringer.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue implements slog.LogValuer.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Set implements flag.Value.
+func (s *Secret) Set(v string) error {
+	*s = Secret(v)
+	return nil
+}
+
+// Config is what the operator is told by its flags and its environment.
+type Config struct {
+	DatabaseURL         Secret
+	DatabaseConnections int
+	Migrate             bool
+
+	Workers        int
+	Concurrency    int
+	Namespaces     list
+	EgressAllow    list
+	EgressDeny     list
+	MaxAnswerBytes int64
+	ShutdownGrace  time.Duration
+
+	Kubeconfig    string
+	KubeQPS       float64
+	KubeBurst     int
+	Events        bool
+	LeaderElect   bool
+	LeaseName     string
+	LeaseSpace    string
+	LeaseDuration time.Duration
+
+	HealthAddress  string
+	MetricsAddress string
+	PprofAddress   string
+	LogLevel       slog.Level
+	LogFormat      string
+}
+
+// Parse reads the settings: a flag wins over its environment variable, and that over the default. What is wrong with them is an error that names the
+// flag or the variable; flag.ErrHelp means that the help has been written to out.
+func Parse(args []string, env func(string) (string, bool), out io.Writer) (Config, error) {
+	var c Config
+	fs := flag.NewFlagSet("manager", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	c.bind(fs)
+	if err := fromEnvironment(fs, env); err != nil {
+		return c, err
+	}
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		help(fs, out)
+		return c, err
+	case err != nil:
+		return c, err
+	case fs.NArg() > 0:
+		return c, fmt.Errorf("there is no command or flag %q", fs.Arg(0))
+	}
+	return c, c.check()
+}
+
+// bind is the table of settings.
+func (c *Config) bind(fs *flag.FlagSet) {
+	fs.Var(&c.DatabaseURL, "database-url", "`URL` of the PostgreSQL database; prefer the variable, which other processes do not see")
+	fs.IntVar(&c.DatabaseConnections, "database-connections", postgres.DefaultMaxConns, "connections to the database at most")
+	fs.BoolVar(&c.Migrate, "migrate", true, "bring the database to the version that this binary knows before starting")
+
+	fs.IntVar(&c.Workers, "workers", engine.DefaultWorkers, "participants that are called at once at most")
+	fs.IntVar(&c.Concurrency, "concurrent-reconciles", controllers.DefaultConcurrency, "sagas that are reconciled at once at most")
+	fs.Var(&c.Namespaces, "namespaces", "comma-separated `names` of the namespaces to watch; all when empty")
+	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that HTTP participants may have although they are denied by default")
+	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that HTTP participants may not have; the API server's is always one")
+	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
+	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long attempts under way may go on when the operator is told to stop")
+
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; in a cluster none is needed")
+	fs.Float64Var(&c.KubeQPS, "kube-qps", -1, "requests to the API server per second at most; -1 leaves that to the API server's own fairness")
+	fs.IntVar(&c.KubeBurst, "kube-burst", 200, "requests to the API server at once at most where kube-qps limits them")
+	fs.BoolVar(&c.Events, "events", true, "make a Kubernetes event for each change of a saga's phase")
+	fs.BoolVar(&c.LeaderElect, "leader-elect", true, "wait until no other replica leads")
+	fs.StringVar(&c.LeaseName, "lease-name", "saga-operator", "name of the lease by which the leader is elected")
+	fs.StringVar(&c.LeaseSpace, "lease-namespace", "", "namespace of that lease; the operator's own by default")
+	fs.DurationVar(&c.LeaseDuration, "lease-duration", 30*time.Second, "how long a leader that is not heard of keeps the lease")
+
+	fs.StringVar(&c.HealthAddress, "health-address", ":8081", "`address` of /healthz and /readyz; 0 for none")
+	fs.StringVar(&c.MetricsAddress, "metrics-address", ":8080", "`address` of /metrics; 0 for none")
+	fs.StringVar(&c.PprofAddress, "pprof-address", "0", "`address` of /debug/pprof; 0 for none")
+	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "least `level` that is logged: debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", "json", "json or text")
+}
+
+// environment names the variable of a setting.
+func environment(flagName string) string {
+	name := strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+	switch flagName {
+	case "database-url", "kubeconfig": // everybody's names for them
+		return name
+	default:
+		return "SAGA_" + name
+	}
+}
+
+func fromEnvironment(fs *flag.FlagSet, env func(string) (string, bool)) (err error) {
+	fs.VisitAll(func(f *flag.Flag) {
+		name := environment(f.Name)
+		// A list of kubeconfigs is for client-go to read; a single path comes to the same.
+		if v, ok := env(name); ok && err == nil && f.Name != "kubeconfig" {
+			if e := f.Value.Set(v); e != nil {
+				err = fmt.Errorf("invalid value for the variable %s: %w", name, e)
+			}
+		}
+	})
+	return err
+}
+
+func help(fs *flag.FlagSet, out io.Writer) {
+	fmt.Fprint(out, `manager [manager] [flags]   run the saga operator
+manager migrate [flags]     bring the database to the version that this binary knows
+manager version             say which version this is
+
+Each flag can be given by the environment variable that is named beside it; the flag wins.
+
+`)
+	fs.VisitAll(func(f *flag.Flag) {
+		kind, usage := flag.UnquoteUsage(f)
+		fmt.Fprintf(out, "  --%s %s  (%s)\n        %s", f.Name, kind, environment(f.Name), usage)
+		if f.DefValue != "" {
+			fmt.Fprintf(out, " (default %s)", f.DefValue)
+		}
+		fmt.Fprintln(out)
+	})
+}
+
+func (c *Config) check() error {
+	const maxAnswer = 8 << 20
+	switch {
+	case c.DatabaseURL == "":
+		return errors.New("--database-url (or DATABASE_URL) is required, for example postgres://saga@localhost:5432/saga")
+	case c.DatabaseConnections < 2:
+		return errors.New("--database-connections has to be at least 2")
+	case c.Workers < 1, c.Concurrency < 1:
+		return errors.New("--workers and --concurrent-reconciles have to be at least 1")
+	case c.MaxAnswerBytes < 1 || c.MaxAnswerBytes > maxAnswer:
+		return fmt.Errorf("--max-answer-bytes has to be from 1 to %d", maxAnswer)
+	case c.LeaseDuration < 5*time.Second:
+		return errors.New("--lease-duration has to be at least 5s")
+	case c.ShutdownGrace < 0:
+		return errors.New("--shutdown-grace cannot be negative")
+	case c.LogFormat != "json" && c.LogFormat != "text":
+		return errors.New("--log-format has to be json or text")
+	}
+	if _, err := egress.New(c.EgressAllow, c.EgressDeny); err != nil {
+		return fmt.Errorf("--egress-allow or --egress-deny: %w", err)
+	}
+	return nil
+}
+
+// list is a comma-separated flag.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(v string) error {
+	*l = nil
+	for s := range strings.SplitSeq(v, ",") {
+		if s = strings.TrimSpace(s); s != "" {
+			*l = append(*l, s)
+		}
+	}
+	return nil
+}
+
+// watches reports whether a namespace is to be watched.
+func (c *Config) watches(namespace string) bool {
+	return len(c.Namespaces) == 0 || slices.Contains(c.Namespaces, namespace)
+}

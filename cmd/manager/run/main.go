@@ -1,0 +1,92 @@
+// Package run wires the operator together: settings, logs, database, engine, controllers, health. Start reading at Main.
+package run
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+
+	"github.com/vextrus/saga-operator/internal/postgres"
+)
+
+// Version is the version of the binary; the linker sets it.
+var Version = "dev"
+
+// Exit codes.
+const (
+	exitOK = iota
+	exitFailed
+	exitUsage
+)
+
+// Main runs the command that the arguments name and returns the exit code of the process. It ends when ctx does.
+func Main(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	command, args := split(args)
+	switch command {
+	case "manager", "migrate":
+	case "version":
+		fmt.Fprintf(stdout, "saga-operator %s (%s)\n", Version, revision())
+		return exitOK
+	default:
+		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate and version\n", command)
+		return exitUsage
+	}
+	c, err := Parse(args, env, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "manager: %v\n", err)
+		return exitUsage
+	}
+	log := newLogger(c, stderr)
+	if command == "migrate" {
+		err = migrateOnce(ctx, c, log)
+	} else {
+		err = operator(ctx, c, log)
+	}
+	if err != nil {
+		log.Error("ending", "error", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// split takes the command off the arguments.
+func split(args []string) (string, []string) {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		return "manager", args
+	}
+	return args[0], args[1:]
+}
+
+func migrateOnce(ctx context.Context, c Config, log *slog.Logger) error {
+	if err := postgres.Migrate(ctx, string(c.DatabaseURL)); err != nil {
+		return err
+	}
+	log.Info("the database is at the version that this binary knows")
+	return nil
+}
+
+// revision is the commit that the binary was built from, as far as Go knows.
+func revision() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown revision"
+	}
+	rev, dirty := "unknown revision", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			rev = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = ", modified"
+		}
+	}
+	return rev + dirty + ", " + info.GoVersion
+}

@@ -1,0 +1,224 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/controllers"
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+	"github.com/vextrus/saga-operator/internal/postgres"
+)
+
+// stopMargin is what stopping may take beyond the grace that attempts have.
+const stopMargin = 5 * time.Second
+
+// storeFlushers is how many transactions the event store has under way at once: while one commits, the next is filled.
+const storeFlushers = 2
+
+// operator runs the operator until ctx is done. A database that is away is waited for, and readiness says so: the process does not end for it.
+func operator(ctx context.Context, c Config, log *slog.Logger) error {
+	log.Info("starting the saga operator", "version", Version)
+	restConfig, err := kubeConfig(c)
+	if err != nil {
+		return err
+	}
+	pool, err := postgres.Open(ctx, postgres.Config{URL: string(c.DatabaseURL), MaxConns: int32(c.DatabaseConnections)})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	mgr, err := newManager(c, restConfig)
+	if err != nil {
+		return err
+	}
+	store := storepg.NewGathering(pool, storeFlushers)
+	if err := wire(c, log, mgr, store); err != nil {
+		return err
+	}
+	// Readiness outlives the context: while the operator stops it says why it is not ready.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	if err := newHealth(ctx, log, mgr, pool, store).serve(serving, c.HealthAddress); err != nil {
+		return err
+	}
+	awaitSchema(ctx, c, pool, log)
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("running the manager: %w", err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+func kubeConfig(c Config) (cfg *rest.Config, err error) {
+	if c.Kubeconfig != "" {
+		cfg, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	} else {
+		cfg, err = ctrl.GetConfig() // KUBECONFIG, else the cluster's own, else the user's
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding the cluster: %w", err)
+	}
+	cfg.QPS, cfg.Burst = float32(c.KubeQPS), c.KubeBurst
+	cfg.UserAgent = "saga-operator/" + Version
+	return cfg, nil
+}
+
+// Scheme has the types that the operator reads and writes.
+func Scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{v1.AddToScheme, corev1.AddToScheme, eventsv1.AddToScheme} {
+		if err := add(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
+	scheme, err := Scheme()
+	if err != nil {
+		return nil, err
+	}
+	grace := c.ShutdownGrace + stopMargin
+	renew, retry := c.LeaseDuration*2/3, c.LeaseDuration/15
+	lock, err := leaseLock(c, cfg, renew)
+	if err != nil {
+		return nil, err
+	}
+	options := ctrl.Options{
+		Scheme: scheme,
+		Cache: cache.Options{
+			ByObject: map[client.Object]cache.ByObject{&v1.Saga{}: {Transform: controllers.Transform}},
+		},
+		// Health is served by this package: controller-runtime's checks keep their reasons to themselves.
+		HealthProbeBindAddress:              "0",
+		Metrics:                             metricsserver.Options{BindAddress: c.MetricsAddress},
+		PprofBindAddress:                    c.PprofAddress,
+		LeaderElection:                      c.LeaderElect,
+		LeaderElectionResourceLockInterface: lock,
+		LeaseDuration:                       &c.LeaseDuration, RenewDeadline: &renew, RetryPeriod: &retry,
+		// The lease is given back only after the last attempt has ended.
+		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       &grace,
+	}
+	if len(c.Namespaces) > 0 {
+		options.Cache.DefaultNamespaces = map[string]cache.Config{}
+		for _, ns := range c.Namespaces {
+			options.Cache.DefaultNamespaces[ns] = cache.Config{}
+		}
+	}
+	mgr, err := ctrl.NewManager(cfg, options)
+	if err != nil {
+		return nil, fmt.Errorf("making the manager: %w", err)
+	}
+	return mgr, nil
+}
+
+// wire puts reconciler and engine together. Each needs the other: outcomes queue keys.
+func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store) error {
+	kinds, err := participants(c, mgr.GetConfig(), log)
+	if err != nil {
+		return err
+	}
+	sagas := &controllers.SagaReconciler{Participants: kinds, Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
+	sagas.Engine, err = engine.New(engine.Options{
+		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Logger: log, Metrics: metrics.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	if err := sagas.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	return mgr.Add(&drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})
+}
+
+// drain lets attempts end when the operator stops leading. It is a runnable so that the lease is kept meanwhile.
+type drain struct {
+	engine *engine.Engine
+	grace  time.Duration
+	log    *slog.Logger
+}
+
+// Start implements manager.Runnable.
+func (d *drain) Start(ctx context.Context) error {
+	<-ctx.Done()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.grace)
+	defer cancel()
+	if err := d.engine.Shutdown(ctx); err != nil {
+		d.log.Warn("not every attempt ended in time", "error", err)
+	}
+	return nil
+}
+
+// awaitSchema brings the database to the version that this binary knows, or waits for somebody else to do so, until ctx is done. A database that is newer
+// serves an older operator as long as an upgrade takes.
+func awaitSchema(ctx context.Context, c Config, pool *pgxpool.Pool, log *slog.Logger) {
+	const pause = 2 * time.Second
+	for told := ""; ctx.Err() == nil; {
+		err := prepareSchema(ctx, c, pool)
+		if err == nil || errors.Is(err, postgres.ErrSchemaNewer) {
+			return
+		}
+		if err.Error() != told {
+			told = err.Error()
+			log.Warn("waiting for the database", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func prepareSchema(ctx context.Context, c Config, pool *pgxpool.Pool) error {
+	if err := postgres.CheckSchema(ctx, pool); err == nil || !errors.Is(err, postgres.ErrSchemaOlder) || !c.Migrate {
+		return err
+	}
+	return postgres.Migrate(ctx, string(c.DatabaseURL))
+}
+
+func newHealth(ctx context.Context, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store) *health {
+	return &health{log: log, checks: []check{
+		{"running", func(context.Context) error {
+			if ctx.Err() != nil {
+				return errors.New("the operator is stopping")
+			}
+			return nil
+		}},
+		{"caches", func(ctx context.Context) error { return cachesSynced(ctx, mgr) }},
+		{"database", store.Ping},
+		{"schema", func(ctx context.Context) error { return postgres.CheckSchema(ctx, pool) }},
+	}}
+}
+
+// cachesSynced also has the cache of a replica that does not lead filled, so that it can take over at once.
+func cachesSynced(ctx context.Context, mgr manager.Manager) error {
+	informer, err := mgr.GetCache().GetInformer(ctx, &v1.Saga{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("looking for the sagas at the API server: %w", err)
+	}
+	if !informer.HasSynced() {
+		return errors.New("the sagas have not been read from the API server yet")
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+package controllers
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// verdict is what the conditions have to say about a saga: one reason and message, and which of them hold.
+type verdict struct {
+	reason, message                            string
+	progressing, stalled                       bool
+	completed, compensated, compensationFailed bool
+	// since is when it became so; zero when only the present knows.
+	since time.Time
+}
+
+// conditionsOf works the conditions out.
+//
+// Ready is True when the saga has ended well, in either of the two good ways: kstatus (and what builds on it: kubectl wait, Helm, Flux, Argo CD) takes
+// an object that is not Ready and not Stalled for one that is still under way, and would wait for a compensated saga forever. Who wants to know whether
+// everything was done asks for Completed; who wants to know whether everything was undone, for Compensated.
+//
+// Progressing and Stalled are never both True. Stalled means that the saga does not go on by itself: somebody has to do something, and the
+// message says what. The last three appear when they have become true and only then.
+func conditionsOf(v view) []metav1.Condition {
+	w := judge(v)
+	finished := w.completed || w.compensated
+	list := conditionList{view: &v, since: w.since}
+	list.set(v1.ConditionReady, finished, w.reason, w.message)
+	list.set(v1.ConditionProgressing, w.progressing, w.reason, w.message)
+	list.set(v1.ConditionStalled, w.stalled, w.reason, w.message)
+	list.setOnce(v1.ConditionCompleted, w.completed, w.reason, w.message)
+	list.setOnce(v1.ConditionCompensated, w.compensated, w.reason, w.message)
+	list.setOnce(v1.ConditionCompensationFailed, w.compensationFailed, w.reason, w.message)
+	return list.conditions
+}
+
+func judge(v view) verdict {
+	state := v.state
+	switch {
+	case v.problem != nil && !v.problem.transient:
+		return verdict{reason: v.problem.reason, message: clip(v.problem.message+problemAdvice(v), maxConditionMessage), stalled: true}
+	case v.problem != nil:
+		return verdict{reason: v.problem.reason, message: v.problem.message, progressing: true}
+	case state.Version == 0:
+		return verdict{reason: "Pending", message: "The saga has not started yet.", progressing: true}
+	}
+	switch state.Phase {
+	case saga.Completed:
+		return verdict{reason: "Completed", message: fmt.Sprintf("All %d actions succeeded.", len(state.Steps)), completed: true, since: state.EndedAt}
+	case saga.Compensated:
+		return verdict{reason: "Compensated", compensated: true, since: state.EndedAt,
+			message: clip("Everything that may have been done has been undone. It was rolled back because "+because(state.Failure)+".", maxConditionMessage)}
+	case saga.CompensationFailed:
+		return verdict{reason: "CompensationFailed", stalled: true, compensationFailed: true, since: state.Parked.At, message: parkedMessage(v)}
+	}
+	if state.Suspended {
+		return verdict{reason: "Suspended", message: "No attempt is started until spec.suspend is false again; those under way end."}
+	}
+	if state.Phase == saga.Compensating {
+		return verdict{reason: "Compensating", progressing: true, since: state.Failure.At,
+			message: clip("Undoing what may have been done, because "+because(state.Failure)+".", maxConditionMessage)}
+	}
+	return verdict{reason: "Running", message: "The actions are being carried out.", progressing: true, since: state.StartedAt}
+}
+
+// because says in plain words what began a rollback.
+func because(f *saga.Failure) string {
+	if f == nil {
+		return "of an unknown reason"
+	}
+	switch f.Cause {
+	case saga.CauseStepRejected:
+		return fmt.Sprintf("step %q was rejected: %s", f.Step, text(f.Message, f.Reason))
+	case saga.CauseRetriesExhausted:
+		return fmt.Sprintf("step %q failed on its last attempt: %s", f.Step, text(f.Message, f.Reason))
+	case saga.CauseDeadlineExceeded:
+		return "its deadline passed: " + text(f.Message, f.Reason)
+	default:
+		return text(f.Message, f.Reason)
+	}
+}
+
+// parkedMessage tells a person what to do: nothing else will.
+func parkedMessage(v view) string {
+	p := v.state.Parked
+	what := clip(fmt.Sprintf("The compensation of step %q failed for good: %s", p.Step, text(p.Message, p.Reason)), maxConditionMessage/2)
+	return what + ". The saga is parked: undo by hand what is left of it." + byHand(v)
+}
+
+func problemAdvice(v view) string {
+	if v.problem.reason == engine.ReasonInvalidDefinition {
+		return ". The saga was not started; delete it and create it again with this mended."
+	}
+	return byHand(v)
+}
+
+// byHand says how to let an object go that the finalizer holds.
+func byHand(v view) string {
+	if !v.deleting {
+		return ""
+	}
+	return fmt.Sprintf(` To let the object go without undoing, remove its finalizer: kubectl patch sagas.saga.vextrus.io %s -n %s --type=json -p '[{"op":"remove","path":"/metadata/finalizers"}]'`,
+		v.name, v.namespace)
+}
+
+// conditionList gathers conditions. The time of a transition changes only with the transition.
+type conditionList struct {
+	view       *view
+	since      time.Time
+	conditions []metav1.Condition
+}
+
+func (l *conditionList) set(typ string, holds bool, reason, message string) {
+	c := metav1.Condition{Type: typ, Status: metav1.ConditionFalse, ObservedGeneration: l.view.generation, Reason: reason, Message: message}
+	if holds {
+		c.Status = metav1.ConditionTrue
+	}
+	c.LastTransitionTime = metav1.NewTime(l.transition(c).Truncate(time.Second))
+	l.conditions = append(l.conditions, c)
+}
+
+// setOnce sets a condition that does not appear before it has held.
+func (l *conditionList) setOnce(typ string, holds bool, reason, message string) {
+	if holds || condition(l.view.previous.Conditions, typ) != nil {
+		l.set(typ, holds, reason, message)
+	}
+}
+
+func (l *conditionList) transition(c metav1.Condition) time.Time {
+	if p := condition(l.view.previous.Conditions, c.Type); p != nil && p.Status == c.Status {
+		return p.LastTransitionTime.Time
+	}
+	if l.since.IsZero() {
+		return l.view.now
+	}
+	return l.since
+}
+
+func condition(list []metav1.Condition, typ string) *metav1.Condition {
+	for i := range list {
+		if list[i].Type == typ {
+			return &list[i]
+		}
+	}
+	return nil
+}
+
+func holds(c *metav1.Condition) bool { return c != nil && c.Status == metav1.ConditionTrue }

@@ -1,0 +1,156 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/participant"
+)
+
+// DefaultConcurrency is how many sagas are reconciled at once when nothing else is asked for. A reconcile mostly waits for PostgreSQL and
+// for the API server, so it is many more than there are cores.
+const DefaultConcurrency = 64
+
+// How long a key that fails waits before it is tried again: doubled each time, without a common bucket that would let the failures of many
+// sagas hold up the others.
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 30 * time.Second
+)
+
+// SagaReconciler moves sagas forward. Its keys carry the uid: an object that is made again under the name of another is another saga.
+type SagaReconciler struct {
+	// Client reads from the cache and writes to the API server; Live reads from the API server.
+	Client client.Client
+	Live   client.Reader
+	// Engine drives the sagas. Its Options.Notify has to be the reconciler's Enqueue.
+	Engine *engine.Engine
+	// Participants are the kinds that manifests are checked against.
+	Participants participant.Registry
+	// Events has a Kubernetes event made for each change of phase.
+	Events bool
+	Logger *slog.Logger
+	// Clock tells the time; the system's by default.
+	Clock func() time.Time
+	// Concurrency is how many sagas are reconciled at once; DefaultConcurrency by default.
+	Concurrency int
+	// Watches reports whether a namespace is this operator's business; nil for all.
+	Watches func(namespace string) bool
+	// AnyName lets several controllers live in one process, as tests want it.
+	AnyName bool
+
+	queue   atomic.Pointer[queue]
+	started chan struct{} // closed when there is a queue
+	notes   notes
+	events  *eventWriter
+	lost    signal // the event store does not answer
+}
+
+type queue = workqueue.TypedRateLimitingInterface[engine.Key]
+
+//+kubebuilder:rbac:groups=saga.vextrus.io,resources=sagas,verbs=get;list;watch;patch;delete
+//+kubebuilder:rbac:groups=saga.vextrus.io,resources=sagas/status,verbs=get;patch
+//+kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create
+
+// SetupWithManager adds the controller and its recovery to a manager.
+func (r *SagaReconciler) SetupWithManager(mgr manager.Manager) error { return r.setup(mgr, r) }
+
+// setup does so with a reconciler that may stand around this one.
+func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconciler[engine.Key]) error {
+	if r.Engine == nil {
+		return errors.New("setting up the saga controller: Engine is required")
+	}
+	r.setDefaults(mgr)
+	c, err := controller.NewTyped("saga", mgr, controller.TypedOptions[engine.Key]{
+		Reconciler:              outer,
+		MaxConcurrentReconciles: r.Concurrency,
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[engine.Key](minBackoff, maxBackoff),
+		RecoverPanic:            new(true),
+		SkipNameValidation:      new(r.AnyName),
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.Watch(source.TypedFunc[engine.Key](r.takeQueue)); err != nil {
+		return err
+	}
+	if err := c.Watch(r.sagas(mgr.GetCache())); err != nil {
+		return err
+	}
+	if r.Events {
+		r.events = newEventWriter(r.Client, r.Logger)
+		if err := mgr.Add(r.events); err != nil {
+			return err
+		}
+	}
+	return mgr.Add(&recovery{r: r})
+}
+
+func (r *SagaReconciler) setDefaults(mgr manager.Manager) {
+	r.started, r.lost = make(chan struct{}), make(signal, 1)
+	if r.Client == nil {
+		r.Client = mgr.GetClient()
+	}
+	if r.Live == nil {
+		r.Live = mgr.GetAPIReader()
+	}
+	if r.Logger == nil {
+		r.Logger = slog.New(slog.DiscardHandler)
+	}
+	if r.Clock == nil {
+		r.Clock = time.Now
+	}
+	if r.Concurrency <= 0 {
+		r.Concurrency = DefaultConcurrency
+	}
+	if r.Watches == nil {
+		r.Watches = func(string) bool { return true }
+	}
+}
+
+// Reconcile is everything that happens to a saga, in order. It never waits for a participant: an outcome queues the key again.
+func (r *SagaReconciler) Reconcile(ctx context.Context, key engine.Key) (reconcile.Result, error) {
+	s, err := r.observe(ctx, key)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if s.settled {
+		return r.expire(ctx, s)
+	}
+	r.define(s)
+	if err := r.holdObject(ctx, s); err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.advance(ctx, s); err != nil {
+		return reconcile.Result{}, err
+	}
+	r.mirror(ctx, s)
+	if err := r.letGo(ctx, s); err != nil {
+		return reconcile.Result{}, err
+	}
+	return s.again(r.Clock()), nil
+}
+
+// Enqueue queues a key. It never blocks. Before the controller has started there is nothing to queue it in, and no need: recovery finds it.
+func (r *SagaReconciler) Enqueue(k engine.Key) {
+	if q := r.queue.Load(); q != nil {
+		(*q).Add(k)
+	}
+}
+
+func (r *SagaReconciler) takeQueue(_ context.Context, q queue) error {
+	r.queue.Store(&q)
+	close(r.started)
+	return nil
+}

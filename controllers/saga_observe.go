@@ -1,0 +1,114 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/manifest"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// sighting is what one reconcile knows of one saga. It is filled in from top to bottom.
+type sighting struct {
+	key  engine.Key
+	note note
+	// object is the saga's object; nil when it is gone, or another object has taken its name.
+	object *v1.Saga
+	// settled is true when the saga has finished and its status says so: there is nothing to drive.
+	settled bool
+	// observed is what the engine is told, invalid what is wrong with the definition.
+	observed engine.Observation
+	invalid  []saga.FieldError
+	// result is where the saga stands, problem what keeps it from moving.
+	result  engine.Result
+	problem *problem
+	// mirrored is true when the status shows all of it.
+	mirrored bool
+	// unwritable is true when the API server refuses the status. It must not hold an object up that is to go.
+	unwritable bool
+	// wake is when to look again; zero for not before something happens.
+	wake time.Time
+}
+
+func (s *sighting) deleting() bool { return s.object == nil || !s.object.DeletionTimestamp.IsZero() }
+
+// wakeAt has the saga looked at again at a time, or sooner.
+func (s *sighting) wakeAt(t time.Time) {
+	if !t.IsZero() && (s.wake.IsZero() || t.Before(s.wake)) {
+		s.wake = t
+	}
+}
+
+// again turns the time of the next look into what the work queue understands.
+func (s *sighting) again(now time.Time) reconcile.Result {
+	if s.wake.IsZero() {
+		return reconcile.Result{}
+	}
+	return reconcile.Result{RequeueAfter: max(s.wake.Sub(now), time.Millisecond)}
+}
+
+// observe looks the saga's object up. What the cache holds is enough as long as it is the same object; that it is gone has to be heard from the
+// API server itself, because its saga will be undone for it.
+func (r *SagaReconciler) observe(ctx context.Context, key engine.Key) (*sighting, error) {
+	s := &sighting{key: key, note: r.notes.get(key)}
+	if s.note.gone {
+		return s, nil
+	}
+	cached := &v1.Saga{}
+	err := r.Client.Get(ctx, types.NamespacedName{Namespace: key.Namespace, Name: key.Name}, cached)
+	switch {
+	case client.IgnoreNotFound(err) != nil:
+		return nil, fmt.Errorf("looking for saga %s in the cache: %w", key, err)
+	case err != nil || string(cached.UID) != key.UID:
+	case !finished(cached):
+		s.object = cached
+		return s, nil
+	case cached.DeletionTimestamp.IsZero() && !s.note.doubted:
+		s.object, s.settled = cached, true
+		return s, nil
+	}
+	// The cache does not have it, or has only what is kept of a finished saga.
+	return s, r.observeLive(ctx, s)
+}
+
+func (r *SagaReconciler) observeLive(ctx context.Context, s *sighting) error {
+	live := &v1.Saga{}
+	err := r.Live.Get(ctx, types.NamespacedName{Namespace: s.key.Namespace, Name: s.key.Name}, live)
+	switch {
+	case apierrors.IsNotFound(err) || err == nil && string(live.UID) != s.key.UID:
+		s.note = r.notes.change(s.key, func(n *note) { n.gone = true })
+	case err != nil:
+		return fmt.Errorf("looking for saga %s at the API server: %w", s.key, err)
+	default:
+		s.object = live
+	}
+	return nil
+}
+
+// define works out what the engine is told. The definition is needed only to start: a saga that has started goes by the one in its stream, also
+// when this version of the operator would refuse it.
+func (r *SagaReconciler) define(s *sighting) {
+	s.observed = engine.Observation{Delete: s.deleting()}
+	if s.object == nil {
+		return
+	}
+	s.observed.Suspend, s.observed.Cancel = s.object.Spec.Suspend, s.object.Spec.Cancel
+	s.observed.CreatedBy = s.object.Annotations[v1.CreatedByAnnotation]
+	if s.note.recorded || s.object.Status.RecordedVersion > 0 {
+		return
+	}
+	def, input, invalid := manifest.Definition(s.object, r.Participants)
+	if len(invalid) > 0 {
+		s.invalid = invalid
+		return
+	}
+	s.observed.Definition, s.observed.Input = &def, input
+}
