@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -390,6 +391,29 @@ func TestAnOutputThatCannotBeHadIsAnUnknownOutcome(t *testing.T) {
 	b.runner.Enqueue(k)
 	r := b.await()
 	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonOutput || r.State.Steps[0].Compensation.Status != saga.Done {
+		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
+	}
+}
+
+// TestManyLargeOutputsDoNotStallASaga has more output than fits into one row.
+func TestManyLargeOutputsDoNotStallASaga(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	names := make([]string, 20)
+	for i := range names {
+		names[i] = fmt.Sprintf("s%d", i)
+	}
+	def := definition(names...)
+	for i := range def.Steps {
+		def.Steps[i].Output = map[string]string{"text": "${response.body}"}
+	}
+	large := strings.Repeat("x", saga.MaxOutputBytes-100)
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": large}}
+	}}
+	b := newBench(t, store, p, start(def)).run()
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
 	}
 }

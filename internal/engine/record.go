@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -83,6 +84,11 @@ func stateRow(s saga.State, plan *saga.Plan) (eventstore.SagaState, error) {
 	uid, err := uuid.Parse(s.UID)
 	if err != nil {
 		return eventstore.SagaState{}, fmt.Errorf("reading the saga's uid: %w", err)
+	}
+	// Outputs stay in their events: 200 steps with the largest ones would not fit into a row, and an outcome must always find room.
+	s.Steps = slices.Clone(s.Steps)
+	for i := range s.Steps {
+		s.Steps[i].Output = nil
 	}
 	data, err := json.Marshal(s)
 	if err != nil {

@@ -18,6 +18,10 @@ const (
 	MaxStreamIDBytes   = 255
 	MaxEventBytes      = 2 << 20
 	MaxEventsPerAppend = 1000
+	// MaxMessagesPerAppend bounds the outbox messages.
+	MaxMessagesPerAppend = 1000
+	// MaxAppendBytes bounds the data of everything in one append together: it travels, and is kept in memory on both sides, as one piece.
+	MaxAppendBytes = 32 << 20
 )
 
 // Metadata is what is known about an event besides the fact itself.
@@ -33,10 +37,11 @@ type Metadata struct {
 // Event is a fact about to be appended.
 type Event struct {
 	// ID is a UUIDv7, made by whoever appends. It is unique over the whole store.
-	ID            uuid.UUID
-	Type          string
+	ID   uuid.UUID
+	Type string
+	// SchemaVersion is that of Data's form, counted from 1.
 	SchemaVersion int
-	// Data is one JSON value, kept byte for byte.
+	// Data is one JSON value in UTF-8, kept byte for byte.
 	Data     json.RawMessage
 	Metadata Metadata
 }
@@ -108,10 +113,12 @@ type Appended struct {
 // Store keeps streams. All methods are safe for concurrent use.
 type Store interface {
 	// Append commits all of a or nothing. It fails with a *WrongVersionError when the stream is not at a.Expected, with ErrInvalid when a
-	// breaks a limit, and with ErrUnavailable when the store cannot be reached. After any error but the first two the caller does not know
-	// whether the append was committed and has to load the stream to see.
+	// breaks a limit or brings an event id that the store has already, and with ErrUnavailable when the store cannot be reached. After any error but
+	// the first two, that of a context that ends in the middle included, the caller does not know whether the append was committed and has to load
+	// the stream to see.
 	Append(ctx context.Context, a Append) (Appended, error)
 	// Load returns up to limit events of a stream from version from (1 is the first) on, oldest first. A stream that does not exist has no events.
+	// Here and below, a limit below 1 asks for nothing and gets nothing.
 	Load(ctx context.Context, stream string, from int64, limit int) ([]Recorded, error)
 	// Version returns the version of a stream; 0 when it does not exist.
 	Version(ctx context.Context, stream string) (int64, error)

@@ -93,8 +93,7 @@ func (s *Store) Load(ctx context.Context, stream string, from int64, limit int) 
 	defer s.mu.RUnlock()
 	events := s.streams[stream]
 	first := min(max(from, 1)-1, int64(len(events)))
-	last := min(first+int64(limit), int64(len(events)))
-	found := slices.Clone(events[first:last])
+	found := slices.Clone(upTo(limit, events[first:]))
 	for i := range found {
 		found[i].Data = bytes.Clone(found[i].Data)
 	}
@@ -126,7 +125,7 @@ func (s *Store) UnfinishedSagas(ctx context.Context, after uuid.UUID, limit int)
 		}
 	}
 	slices.SortFunc(found, func(a, b eventstore.SagaState) int { return bytes.Compare(a.UID[:], b.UID[:]) })
-	return found[:min(limit, len(found))], nil
+	return upTo(limit, found), nil
 }
 
 // SagaState implements eventstore.Store.
@@ -152,13 +151,15 @@ func (s *Store) Messages(ctx context.Context, after int64, limit int) ([]eventst
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	first := min(max(after, 0), int64(len(s.messages)))
-	last := min(first+int64(limit), int64(len(s.messages)))
-	found := slices.Clone(s.messages[first:last])
+	found := slices.Clone(upTo(limit, s.messages[first:]))
 	for i := range found {
 		found[i].Data = bytes.Clone(found[i].Data)
 	}
 	return found, nil
 }
+
+// upTo returns the first of all, limit at most.
+func upTo[T any](limit int, all []T) []T { return all[:min(max(limit, 0), len(all))] }
 
 // Ping implements eventstore.Store.
 func (s *Store) Ping(ctx context.Context) error { return ctx.Err() }

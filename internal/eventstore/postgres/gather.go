@@ -19,6 +19,8 @@ import (
 const (
 	// maxFlush bounds the appends of one transaction: more of them gain nothing, and all of them wait for it.
 	maxFlush = 100
+	// maxFlushBytes bounds their size: large ones need no company.
+	maxFlushBytes = 8 << 20
 	// flushTimeout bounds a transaction. Callers have contexts of their own; a flush belongs to all of them.
 	flushTimeout = 30 * time.Second
 )
@@ -41,6 +43,7 @@ var _ eventstore.Store = (*Gathering)(nil)
 type pending struct {
 	append    *eventstore.Append
 	args      []any
+	bytes     int
 	done      chan struct{}
 	version   int64
 	err       error
@@ -65,7 +68,7 @@ func (g *Gathering) Append(ctx context.Context, a eventstore.Append) (eventstore
 	if err := ctx.Err(); err != nil {
 		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, err)
 	}
-	p := &pending{append: &a, args: args, done: make(chan struct{})}
+	p := &pending{append: &a, args: args, bytes: size(&a), done: make(chan struct{})}
 	g.enqueue(p)
 	select {
 	case <-p.done:
@@ -100,11 +103,13 @@ func (g *Gathering) take() []*pending {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var batch, rest []*pending
+	bytes := 0
 	streams := make(map[string]bool, min(len(g.queue), maxFlush))
 	for _, p := range g.queue {
 		switch {
 		case p.abandoned: // nobody waits for it, and it has not been sent
-		case len(batch) < maxFlush && !streams[p.append.Stream]:
+		case len(batch) < maxFlush && (len(batch) == 0 || bytes+p.bytes <= maxFlushBytes) && !streams[p.append.Stream]:
+			bytes += p.bytes
 			streams[p.append.Stream] = true
 			batch = append(batch, p)
 		default:
@@ -118,8 +123,30 @@ func (g *Gathering) take() []*pending {
 	return batch
 }
 
-// flush commits a batch in one transaction and one round trip.
+// size is about how many bytes an append sends.
+func size(a *eventstore.Append) int {
+	n := 0
+	for i := range a.Events {
+		n += len(a.Events[i].Data)
+	}
+	for i := range a.Messages {
+		n += len(a.Messages[i].Data)
+	}
+	if a.State != nil {
+		n += len(a.State.State)
+	}
+	return n
+}
+
+// flush commits a batch in one transaction and one round trip. A panic in the driver is this batch's, not the process's: what became of it is unknown.
 func (g *Gathering) flush(batch []*pending) {
+	defer func() {
+		if r := recover(); r != nil {
+			for _, p := range batch {
+				p.finish(0, fmt.Errorf("appending to stream %s: %w: panic: %v", p.append.Stream, eventstore.ErrUnavailable, r))
+			}
+		}
+	}()
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	// Rows are locked in one order everywhere, so that two flushes, of two processes perhaps, never wait for each other in a circle.
@@ -169,7 +196,12 @@ func (g *Gathering) send(ctx context.Context, batch []*pending) ([]result, error
 	return results, answers.Close()
 }
 
+// finish tells the caller, once.
 func (p *pending) finish(version int64, err error) {
-	p.version, p.err = version, err
-	close(p.done)
+	select {
+	case <-p.done:
+	default:
+		p.version, p.err = version, err
+		close(p.done)
+	}
 }

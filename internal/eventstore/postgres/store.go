@@ -98,7 +98,7 @@ func orNull(t time.Time) *time.Time {
 // Load implements eventstore.Store.
 func (s *Store) Load(ctx context.Context, stream string, from int64, limit int) ([]eventstore.Recorded, error) {
 	rows, err := s.pool.Query(ctx, `SELECT version, position, event_id, type, schema_version, data, metadata, recorded_at
-		FROM event_store WHERE stream = $1 AND version >= $2 ORDER BY version LIMIT $3`, stream, from, limit)
+		FROM event_store WHERE stream = $1 AND version >= $2 ORDER BY version LIMIT $3`, stream, from, max(limit, 0))
 	if err != nil {
 		return nil, classified(fmt.Errorf("loading stream %s: %w", stream, err))
 	}
@@ -108,6 +108,7 @@ func (s *Store) Load(ctx context.Context, stream string, from int64, limit int) 
 		if err := row.Scan(&e.Version, &e.Position, &e.ID, &e.Type, &e.SchemaVersion, (*[]byte)(&e.Data), &metadata, &e.RecordedAt); err != nil {
 			return e, err
 		}
+		e.RecordedAt = e.RecordedAt.UTC()
 		return e, json.Unmarshal(metadata, &e.Metadata)
 	})
 	if err != nil {
@@ -130,7 +131,7 @@ const stateColumns = `uid, namespace, name, phase, finished, version, wake_at, s
 
 // UnfinishedSagas implements eventstore.Store.
 func (s *Store) UnfinishedSagas(ctx context.Context, after uuid.UUID, limit int) ([]eventstore.SagaState, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+stateColumns+` FROM saga_state WHERE NOT finished AND uid > $1 ORDER BY uid LIMIT $2`, after, limit)
+	rows, err := s.pool.Query(ctx, `SELECT `+stateColumns+` FROM saga_state WHERE NOT finished AND uid > $1 ORDER BY uid LIMIT $2`, after, max(limit, 0))
 	if err != nil {
 		return nil, classified(fmt.Errorf("listing unfinished sagas: %w", err))
 	}
@@ -170,7 +171,7 @@ func scanState(row pgx.CollectableRow) (eventstore.SagaState, error) {
 // Messages implements eventstore.Store.
 func (s *Store) Messages(ctx context.Context, after int64, limit int) ([]eventstore.RecordedMessage, error) {
 	rows, err := s.pool.Query(ctx, `SELECT position, message_id, type, key, destination, data, metadata
-		FROM outbox_events WHERE position > $1 ORDER BY position LIMIT $2`, after, limit)
+		FROM outbox_events WHERE position > $1 ORDER BY position LIMIT $2`, after, max(limit, 0))
 	if err != nil {
 		return nil, classified(fmt.Errorf("reading the outbox: %w", err))
 	}
@@ -200,12 +201,12 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// classified makes errors that pass by themselves an ErrUnavailable.
+// classified makes errors that pass by themselves an ErrUnavailable. A deadlock or a serialization failure is one: nothing was written, and trying again
+// helps. A violated constraint is not: the row that is in the way stays, for instance that of an event whose stream has lost its row.
 func classified(err error) error {
-	switch postgres.Classify(err) {
-	case postgres.Unavailable, postgres.Conflict: // a deadlock or a serialization failure: nothing was written, and trying again helps
+	class := postgres.Classify(err)
+	if class == postgres.Unavailable || class == postgres.Conflict && postgres.Constraint(err) == "" {
 		return fmt.Errorf("%w: %w", eventstore.ErrUnavailable, err)
-	default:
-		return err
 	}
+	return err
 }
