@@ -161,7 +161,7 @@ func TestTheNextStartSweepsAnAbandonedDirectoryButNotOneInUse(t *testing.T) {
 
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}

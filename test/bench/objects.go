@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -212,7 +210,7 @@ func (w *world) each(ctx context.Context, s settings, n int, do func(context.Con
 
 // operatorMemory reads the operator's resident memory, now and at its highest, in MiB.
 func (w *world) operatorMemory() (now, peak float64, err error) {
-	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(w.operator.Process.Pid), "status"))
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(w.operator.PID()), "status"))
 	if err != nil {
 		return 0, 0, fmt.Errorf("reading the operator's memory (this needs Linux): %w", err)
 	}
@@ -230,25 +228,6 @@ func (w *world) operatorMemory() (now, peak float64, err error) {
 		}
 	}
 	return now, peak, nil
-}
-
-func (w *world) stopOperator() error {
-	if w.operator == nil {
-		return nil
-	}
-	op := w.operator
-	w.operator = nil
-	if err := op.Process.Signal(syscall.SIGTERM); err != nil {
-		return fmt.Errorf("stopping the operator: %w", err)
-	}
-	if err := op.Wait(); err != nil {
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) {
-			return fmt.Errorf("stopping the operator: %w", err)
-		}
-		return fmt.Errorf("the operator ended badly: %w; its log: %s", err, w.logPath)
-	}
-	return nil
 }
 
 // newClients makes clients without a limit of their own.

@@ -4,10 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -22,20 +18,19 @@ import (
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/test/cluster"
+	"github.com/vextrus/saga-operator/test/operator"
 )
 
 // world is everything that a saga which is an object needs: an API server, PostgreSQL, participants, and the operator as a process of its own.
 type world struct {
-	dir      string
-	binary   string
+	workshop *operator.Workshop
 	cluster  *cluster.Cluster
 	server   *throwaway.Server
 	dsn      string
 	parts    *participants
 	clients  []client.Client
 	watcher  client.WithWatch
-	operator *exec.Cmd
-	logPath  string
+	operator *operator.Process
 }
 
 // clientConnections is how many clients with connections of their own there are; more share them.
@@ -48,12 +43,8 @@ func startWorld(ctx context.Context) (w *world, err error) {
 			err = errors.Join(err, w.stop())
 		}
 	}()
-	if w.dir, err = os.MkdirTemp("", "saga-bench-"); err != nil {
-		return w, fmt.Errorf("making a directory: %w", err)
-	}
-	w.binary, w.logPath = filepath.Join(w.dir, "manager"), filepath.Join(os.TempDir(), "saga-bench-operator.log")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", w.binary, "./cmd/manager").CombinedOutput(); err != nil {
-		return w, fmt.Errorf("building the operator: %w: %s", err, out)
+	if w.workshop, err = operator.NewWorkshop(ctx); err != nil {
+		return w, err
 	}
 	if w.server, err = throwaway.Start(ctx, throwaway.Options{Durable: true}); err != nil {
 		return w, err
@@ -117,68 +108,30 @@ func (w *world) stop() error {
 	if w.server != nil {
 		errs = append(errs, w.server.Stop(context.Background()))
 	}
-	return errors.Join(append(errs, os.RemoveAll(w.dir))...)
+	if w.workshop != nil {
+		errs = append(errs, w.workshop.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // startOperator starts the operator as it is deployed, and waits until it is ready.
-func (w *world) startOperator(ctx context.Context) error {
+func (w *world) startOperator(ctx context.Context) (err error) {
 	if w.operator != nil {
 		return nil
 	}
-	kubeconfig, err := cluster.Kubeconfig(w.cluster.Config)
-	if err != nil {
+	if w.operator, err = w.workshop.Start(ctx, operator.Options{Config: w.cluster.Config, DatabaseURL: w.dsn}); err != nil {
 		return err
 	}
-	path := filepath.Join(w.dir, "kubeconfig")
-	if err := os.WriteFile(path, kubeconfig, 0o600); err != nil {
-		return fmt.Errorf("writing the kubeconfig: %w", err)
-	}
-	health, err := freeAddress()
-	if err != nil {
-		return err
-	}
-	log, err := os.Create(w.logPath)
-	if err != nil {
-		return fmt.Errorf("making the operator's log: %w", err)
-	}
-	defer log.Close()
-	cmd := exec.Command(w.binary, "--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false",
-		"--health-address", health, "--metrics-address", "0")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+w.dsn)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the operator: %w", err)
-	}
-	w.operator = cmd
-	err = wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		return ready(ctx, "http://"+health+"/readyz"), nil
-	})
-	if err != nil {
-		return fmt.Errorf("waiting for the operator to be ready: %w; its log: %s", err, w.logPath)
-	}
-	return nil
+	return w.operator.AwaitReady(ctx)
 }
 
-func ready(ctx context.Context, url string) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
-	if err != nil {
-		return false
+func (w *world) stopOperator() error {
+	if w.operator == nil {
+		return nil
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return false
-	}
-	_ = resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("looking for a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	op := w.operator
+	w.operator = nil
+	return op.Stop()
 }
 
 func (w *world) namespace(ctx context.Context, name string) error {

@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -231,16 +233,27 @@ func (c *Cluster) startEnvironment(ctx context.Context) error {
 	case <-ctx.Done():
 		// envtest knows no context, but gives up without its programs.
 		err := errors.Join(os.Remove(c.env.ControlPlane.Etcd.Path), os.Remove(c.env.ControlPlane.APIServer.Path), c.guard.Close())
-		_ = <-started // the context's error is the one that says what happened
-		return errors.Join(fmt.Errorf("starting etcd and kube-apiserver: %w", ctx.Err()), err)
+		return errors.Join(fmt.Errorf("starting etcd and kube-apiserver: %w", ctx.Err()), err, <-started)
 	}
 }
 
 // Kubeconfig is the path of the administrator's kubeconfig.
 func (c *Cluster) Kubeconfig() string { return c.kubeconfig }
 
-// StopAPIServer stops kube-apiserver; etcd keeps what is stored.
+// StopAPIServer ends kube-apiserver as a crash would; etcd keeps what is stored.
+// Asked to end, it would wait up to a minute for those who watch.
 func (c *Cluster) StopAPIServer() error {
+	text, err := os.ReadFile(c.guard.PIDFile(apiServer))
+	if err != nil {
+		return fmt.Errorf("stopping kube-apiserver: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("stopping kube-apiserver: reading its process id: %w", err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("stopping kube-apiserver: %w", err)
+	}
 	if err := c.env.ControlPlane.APIServer.Stop(); err != nil {
 		return fmt.Errorf("stopping kube-apiserver: %w", err)
 	}

@@ -261,7 +261,7 @@ func gone(err error) error {
 
 func eventually(t *testing.T, what string, holds func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
 		err := holds()
 		if err == nil {
 			return

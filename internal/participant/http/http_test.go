@@ -257,7 +257,7 @@ func endlessHeaders(_ int, c net.Conn) {
 func dripHeaders(_ int, c net.Conn) {
 	_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\n")
 	for i := 0; err == nil; i++ {
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // the drip is the fault that is tested
 		_, err = fmt.Fprintf(c, "X-%d: a\r\n", i)
 	}
 }

@@ -1,0 +1,94 @@
+package chaos
+
+import (
+	"bytes"
+	"compress/gzip"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+)
+
+// hostile is a participant that misbehaves, by path.
+func hostile(t *testing.T) *httptest.Server {
+	t.Helper()
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	if _, err := io.CopyN(z, zeros{}, 256<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /hangs", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	mux.HandleFunc("POST /breaks-off", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		_, _ = io.WriteString(w, `{"half":`)
+		panic(http.ErrAbortHandler)
+	})
+	mux.HandleFunc("POST /floods", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.CopyN(w, zeros{}, 1<<30) })
+	mux.HandleFunc("POST /bombs", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = w.Write(bomb.Bytes())
+	})
+	mux.HandleFunc("POST /babbles", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "\x00\xff{not json") })
+	mux.HandleFunc("POST /redirects", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://169.254.169.254/latest/meta-data", http.StatusTemporaryRedirect)
+	})
+	mux.HandleFunc("DELETE /", func(http.ResponseWriter, *http.Request) {})
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return s
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestParticipantsThatMisbehaveGetTheRightOutcomeAndLittleMemory also runs a saga that has nothing to do with them.
+func TestParticipantsThatMisbehaveGetTheRightOutcomeAndLittleMemory(t *testing.T) {
+	s := newScene(t, throwaway.Database(t))
+	op, bad := s.operator(), hostile(t)
+	// Unknown outcomes are compensated, a definite no is not.
+	for path, undone := range map[string]bool{"hangs": true, "breaks-off": true, "floods": true, "bombs": true, "redirects": false} {
+		for _, name := range names(path, 5) {
+			s.applyTo(name, bad.URL+"/"+path)
+		}
+		s.ended(v1.PhaseCompensated, names(path, 5)...)
+		for _, name := range names(path, 5) {
+			if got := s.get(name).Status.Steps[0].CompensationAttempts > 0; got != undone {
+				t.Errorf("%s: compensated %t, want %t: %s", name, got, undone, s.get(name).Status.Steps[0].Message)
+			}
+		}
+	}
+	s.applyTo("babbles", bad.URL+"/babbles")
+	s.apply("order")
+	s.ended(v1.PhaseCompleted, "babbles", "order")
+	if mib := memory(t, op.PID()); mib > 200 {
+		t.Errorf("the operator used up to %d MiB", mib)
+	}
+	if !op.Running() {
+		t.Error("the operator ended")
+	}
+}
+
+// applyTo creates a saga of one step that is tried once.
+func (s *scene) applyTo(name, url string) {
+	s.t.Helper()
+	saga := &v1.Saga{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name}}
+	saga.Spec.Steps = []v1.Step{{
+		Name:         "only",
+		Effect:       v1.Effect{HTTP: &v1.HTTPRequest{Method: "POST", URL: url}, Retry: &v1.Retry{MaxAttempts: 1}, AttemptTimeout: &metav1.Duration{Duration: 2 * time.Second}},
+		Compensation: &v1.Effect{HTTP: &v1.HTTPRequest{Method: "DELETE", URL: url}},
+	}}
+	if err := k8s.Create(s.t.Context(), saga); err != nil {
+		s.t.Fatal(err)
+	}
+}
