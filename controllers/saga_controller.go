@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -55,6 +56,7 @@ type SagaReconciler struct {
 	notes   notes
 	events  *eventWriter
 	lost    signal // the event store does not answer
+	writes  latency
 }
 
 type queue = workqueue.TypedRateLimitingInterface[engine.Key]
@@ -77,6 +79,7 @@ func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconci
 		MaxConcurrentReconciles: r.Concurrency,
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[engine.Key](minBackoff, maxBackoff),
 		RecoverPanic:            new(true),
+		UsePriorityQueue:        new(true),
 		SkipNameValidation:      new(r.AnyName),
 	})
 	if err != nil {
@@ -142,11 +145,22 @@ func (r *SagaReconciler) Reconcile(ctx context.Context, key engine.Key) (reconci
 	return s.again(r.Clock()), nil
 }
 
-// Enqueue queues a key. It never blocks. Before the controller has started there is nothing to queue it in, and no need: recovery finds it.
-func (r *SagaReconciler) Enqueue(k engine.Key) {
-	if q := r.queue.Load(); q != nil {
-		(*q).Add(k)
+// Enqueue queues a saga for which an outcome is waiting, ahead of those that have nothing under way yet: when there are more than the API server can show, it is better
+// to finish the ones that have begun than to begin more. It never blocks. Before the controller has started there is nothing to queue it in, and no need: recovery
+// finds it.
+func (r *SagaReconciler) Enqueue(k engine.Key) { r.add(k, 1) }
+
+// add queues a key with a priority; the higher goes first.
+func (r *SagaReconciler) add(k engine.Key, priority int) {
+	q := r.queue.Load()
+	if q == nil {
+		return
 	}
+	if pq, ok := (*q).(priorityqueue.PriorityQueue[engine.Key]); ok {
+		pq.AddWithOpts(priorityqueue.AddOpts{Priority: &priority}, k)
+		return
+	}
+	(*q).Add(k)
 }
 
 func (r *SagaReconciler) takeQueue(_ context.Context, q queue) error {

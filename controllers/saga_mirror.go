@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -14,8 +15,11 @@ import (
 
 // When the status is written. An object costs the API server far more than a saga costs PostgreSQL.
 const (
-	// settleTime is how long the first mirror of a saga that has started waits: one that ends within it is mirrored once.
-	settleTime = 300 * time.Millisecond
+	// settleTime is how long the first mirror of a saga that has started waits: one that ends within it is mirrored once. Where the API server is slow it is settleWrites times what
+	// a write takes, up to maxSettleTime: an API server that has too much to do is not helped by showing what is about to change.
+	settleTime    = 300 * time.Millisecond
+	settleWrites  = 16
+	maxSettleTime = 5 * time.Second
 	// mirrorEvery is how often the status of a saga that moves within one phase is written.
 	mirrorEvery = time.Second
 	// cacheLag is how long to wait for the cache to catch up with a write if no event tells that it has; doubled so often at most.
@@ -84,11 +88,12 @@ func (r *SagaReconciler) mirrorDelay(s *sighting, previous, next *v1.SagaStatus)
 	now := r.Clock()
 	switch {
 	case fresh(previous) && settling(next) && s.problem == nil && !s.result.State.Suspended:
-		return min(s.result.State.StartedAt.Add(settleTime).Sub(now), settleTime)
+		settle := min(max(settleTime, settleWrites*r.writes.recent()), maxSettleTime)
+		return min(s.result.State.StartedAt.Add(settle).Sub(now), settle)
 	case urgent(previous, next):
 		return 0
 	default:
-		return s.note.wroteAt.Add(mirrorEvery).Sub(now)
+		return s.note.wroteAt.Add(max(mirrorEvery, settleWrites*r.writes.recent())).Sub(now)
 	}
 }
 
@@ -120,6 +125,8 @@ func (r *SagaReconciler) writeStatus(ctx context.Context, s *sighting, next v1.S
 	after := before.DeepCopy()
 	after.Status = next
 	over := s.object.ResourceVersion
+	began := time.Now()
+	defer func() { r.writes.add(time.Since(began)) }()
 	if err := r.Client.Status().Patch(ctx, after, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("writing the status of saga %s: %w", s.key, err)
 	}
@@ -127,3 +134,14 @@ func (r *SagaReconciler) writeStatus(ctx context.Context, s *sighting, next v1.S
 	s.note = r.notes.change(s.key, func(n *note) { n.wroteAt, n.wroteOver, n.lagging = r.Clock(), over, 0 })
 	return nil
 }
+
+// latency is about how long something has taken lately. It is safe for concurrent use; what two add at once may count as one.
+type latency struct{ nanoseconds atomic.Int64 }
+
+// add takes a measurement in, weighing it an eighth.
+func (l *latency) add(d time.Duration) {
+	was := l.nanoseconds.Load()
+	l.nanoseconds.Store(was + (int64(d)-was)/8)
+}
+
+func (l *latency) recent() time.Duration { return time.Duration(l.nanoseconds.Load()) }

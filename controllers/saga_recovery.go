@@ -69,7 +69,7 @@ func (v *recovery) awaitStore(ctx context.Context) {
 	}
 	v.r.lost.clear()
 	for _, k := range v.r.notes.failing() {
-		v.r.Enqueue(k)
+		v.r.add(k, 0)
 	}
 }
 
@@ -83,7 +83,7 @@ func (r *SagaReconciler) queueUnfinished(ctx context.Context) (err error) {
 	err = r.Engine.Unfinished(ctx, func(k engine.Key) bool {
 		if r.Watches(k.Namespace) {
 			r.notes.change(k, func(n *note) { n.doubted = true })
-			r.Enqueue(k)
+			r.add(k, 0)
 			n++
 		}
 		return ctx.Err() == nil

@@ -1,0 +1,57 @@
+package controllers
+
+import (
+	"testing"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+func TestSagasThatHaveBegunGoAheadOfNewOnes(t *testing.T) {
+	t.Parallel()
+	q := priorityqueue.New[engine.Key]("test")
+	defer q.ShutDown()
+	r := &SagaReconciler{}
+	limiting := queue(q)
+	r.queue.Store(&limiting)
+	first, second, begun := engine.Key{UID: "first"}, engine.Key{UID: "second"}, engine.Key{UID: "begun"}
+	q.Add(first)
+	q.Add(second)
+	r.Enqueue(begun)
+	for _, want := range []engine.Key{begun, first, second} {
+		if got, _ := q.Get(); got != want {
+			t.Errorf("%q comes next, want %q", got.UID, want.UID)
+		}
+	}
+}
+
+func TestAnAPIServerThatIsSlowIsShownLess(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	running := &v1.SagaStatus{Phase: v1.PhaseRunning}
+	for name, test := range map[string]struct {
+		write, want time.Duration
+	}{
+		"quick":     {5 * time.Millisecond, settleTime},
+		"slow":      {100 * time.Millisecond, 1600 * time.Millisecond},
+		"very slow": {10 * time.Second, maxSettleTime},
+	} {
+		r := &SagaReconciler{Clock: func() time.Time { return now }}
+		for range 100 {
+			r.writes.add(test.write)
+		}
+		s := &sighting{}
+		s.result.State = saga.State{Version: 1, Phase: saga.Running, StartedAt: now}
+		if got := r.mirrorDelay(s, &v1.SagaStatus{}, running); got < test.want*9/10 || got > test.want {
+			t.Errorf("%s: the first mirror waits %s, want about %s", name, got, test.want)
+		}
+		ended := &v1.SagaStatus{Phase: v1.PhaseCompleted}
+		if got := r.mirrorDelay(s, running, ended); got > 0 {
+			t.Errorf("%s: the end waits %s", name, got)
+		}
+	}
+}
