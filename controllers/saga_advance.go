@@ -53,6 +53,10 @@ func (r *SagaReconciler) advance(ctx context.Context, s *sighting) error {
 
 func (r *SagaReconciler) advanceFailed(ctx context.Context, s *sighting, err error) error {
 	reason, message, transient := engine.Problem(err)
+	if reason == engine.ReasonHistoryRemoved {
+		s.over, s.problem = true, &problem{reason: reason, message: message}
+		return nil
+	}
 	if !transient {
 		r.Logger.Error("a saga cannot be driven", "saga", s.key, "reason", reason, "error", err)
 		s.problem = &problem{reason: reason, message: message}

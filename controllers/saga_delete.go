@@ -22,7 +22,7 @@ func (r *SagaReconciler) letGo(ctx context.Context, s *sighting) error {
 			return err
 		}
 		r.forget(s.key)
-	case state.Phase.Terminal() && s.mirrored:
+	case (state.Phase.Terminal() || s.over) && s.mirrored:
 		r.forget(s.key)
 		s.wakeAt(expiry(s.object))
 	case state.Phase == saga.CompensationFailed:
@@ -34,7 +34,7 @@ func (r *SagaReconciler) letGo(ctx context.Context, s *sighting) error {
 // mayGo reports whether nothing is left to undo. A saga whose definition is refused has never begun to do anything.
 func mayGo(s *sighting) bool {
 	neverStarted := s.problem != nil && s.problem.reason == engine.ReasonInvalidDefinition && s.result.State.Version == 0
-	return s.result.State.Phase.Terminal() || neverStarted
+	return s.result.State.Phase.Terminal() || neverStarted || s.over
 }
 
 // letGoOrphan forgets a saga whose object is gone, once it has been undone or cannot be driven. A parked one is looked at again by recovery.

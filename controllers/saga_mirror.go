@@ -37,6 +37,10 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 	if s.object == nil {
 		return
 	}
+	if s.over && finished(s.object) { // what the status says is all that is left of it
+		s.mirrored = true
+		return
+	}
 	next := statusOf(view{
 		name: s.object.Name, namespace: s.object.Namespace, generation: s.object.Generation, deleting: s.deleting(), now: r.Clock(),
 		state: &s.result.State, problem: s.problem, previous: &s.object.Status,

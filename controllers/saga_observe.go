@@ -30,6 +30,8 @@ type sighting struct {
 	// result is where the saga stands, problem what keeps it from moving.
 	result  engine.Result
 	problem *problem
+	// over is true when the saga finished so long ago that its history has been removed.
+	over bool
 	// mirrored is true when the status shows all of it.
 	mirrored bool
 	// unwritable is true when the API server refuses the status. It must not hold an object up that is to go.

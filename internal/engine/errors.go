@@ -39,6 +39,7 @@ const (
 	ReasonInvalidDefinition     = "InvalidDefinition"
 	ReasonStreamUnreadable      = "StreamUnreadable"
 	ReasonTooLarge              = "TooLarge"
+	ReasonHistoryRemoved        = "HistoryRemoved"
 	ReasonEventStoreUnavailable = "EventStoreUnavailable"
 	ReasonContended             = "Contended"
 	ReasonAdvanceFailed         = "AdvanceFailed"
@@ -54,6 +55,8 @@ func Problem(err error) (reason, message string, transient bool) {
 		return ReasonInvalidDefinition, def.Error(), false
 	case errors.As(err, &stream):
 		return ReasonStreamUnreadable, stream.Error(), false
+	case errors.Is(err, eventstore.ErrArchived):
+		return ReasonHistoryRemoved, "This saga finished, and its history has been removed since (--history-retention). Nothing is left to do.", false
 	case errors.Is(err, eventstore.ErrInvalid):
 		return ReasonTooLarge, err.Error(), false
 	case errors.Is(err, errContended):

@@ -38,6 +38,22 @@ func (e *Engine) load(ctx context.Context, r *running) error {
 			break
 		}
 	}
+	if state.Version == 0 {
+		return e.checkRemoved(ctx, r, state)
+	}
+	r.loaded, r.state, r.plan = true, state, nil
+	return nil
+}
+
+// checkRemoved tells a saga that has not started from one whose history retention has removed: it must never start again.
+func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State) error {
+	v, err := e.Store.Version(ctx, StreamOf(r.key.UID))
+	if err != nil {
+		return err
+	}
+	if v > 0 {
+		return fmt.Errorf("loading stream %s: its events have been removed: %w", StreamOf(r.key.UID), eventstore.ErrArchived)
+	}
 	r.loaded, r.state, r.plan = true, state, nil
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,6 +23,8 @@ const (
 	MaxMessagesPerAppend = 1000
 	// MaxAppendBytes bounds the data of everything in one append together: it travels, and is kept in memory on both sides, as one piece.
 	MaxAppendBytes = 32 << 20
+	// MaxStreamsPerAppend bounds the streams of one transaction.
+	MaxStreamsPerAppend = 100
 )
 
 // Metadata is what is known about an event besides the fact itself.
@@ -93,10 +96,19 @@ type RecordedMessage struct {
 	Position int64
 }
 
-// Append is one transaction: events at the end of one stream and what goes with them.
+// Expected versions that are not a version.
+const (
+	// NoStream expects a stream that does not exist yet.
+	NoStream int64 = 0
+	// AnyVersion expects nothing: the events go to the end of the stream, wherever that is.
+	AnyVersion int64 = -1
+)
+
+// Append is events at the end of one stream and what goes with them.
 type Append struct {
+	// Stream names the stream. What stands before its first "-" is its category: "order" for "order-1042".
 	Stream string
-	// Expected is the version that the stream must have; 0 for a stream that does not exist yet.
+	// Expected is the version that the stream must have, or NoStream, or AnyVersion.
 	Expected int64
 	// Events are appended in order; at least one.
 	Events   []Event
@@ -108,20 +120,56 @@ type Append struct {
 type Appended struct {
 	// Version is that of the last event appended.
 	Version int64
+	// Token is what a reader waits for to see this append.
+	Token Token
+	// Repeated says that the store had these very events in this stream already. Nothing was changed; Token is that of the repetition, and a reader that has
+	// come to it has seen the events.
+	Repeated bool
+}
+
+// Snapshot is the stored fold of a stream up to a version. It only saves time: without it the stream is folded from its first event.
+type Snapshot struct {
+	Stream string
+	// Version is that of the last event folded.
+	Version int64
+	// SchemaVersion is that of the code that folded and of the form of Data. Code with another one does not use the snapshot.
+	SchemaVersion int
+	// Data is one JSON value in UTF-8.
+	Data json.RawMessage
 }
 
 // Store keeps streams. All methods are safe for concurrent use.
 type Store interface {
-	// Append commits all of a or nothing. It fails with a *WrongVersionError when the stream is not at a.Expected, with ErrInvalid when a
-	// breaks a limit or brings an event id that the store has already, and with ErrUnavailable when the store cannot be reached. After any error but
-	// the first two, that of a context that ends in the middle included, the caller does not know whether the append was committed and has to load
-	// the stream to see.
+	// Append commits all of a or nothing. Appending events that the stream has already, in the same order, is a success that changes nothing: who does not
+	// know what became of an append may send it again. It fails with a *WrongVersionError when the stream is not at a.Expected, with ErrArchived when it takes
+	// no more events, with ErrInvalid when a breaks a limit or brings an event id that the store has elsewhere, and with ErrUnavailable when the store
+	// cannot be reached. After any other error, that of a context that ends in the middle included, and after ErrUnavailable, the caller does not know
+	// whether the append was committed.
 	Append(ctx context.Context, a Append) (Appended, error)
+	// AppendAll commits appends to several streams, each named once, in one transaction: all of them or, when one fails as in Append, none. The events
+	// get their positions in the order given.
+	AppendAll(ctx context.Context, all []Append) ([]Appended, error)
 	// Load returns up to limit events of a stream from version from (1 is the first) on, oldest first. A stream that does not exist has no events.
 	// Here and below, a limit below 1 asks for nothing and gets nothing.
 	Load(ctx context.Context, stream string, from int64, limit int) ([]Recorded, error)
+	// LoadBackwards returns up to limit events of a stream from version from down, newest first. LastVersion begins at the end.
+	LoadBackwards(ctx context.Context, stream string, from int64, limit int) ([]Recorded, error)
+	// ReadAll returns the next page of the order of all events that a reader with checkpoint from has not had yet, up to limit of those that the filter
+	// lets through. Every event is in exactly one of the pages that follow from one another, and the events of a stream come in their order. There is
+	// no order between streams but this: an event that was appended after another had been read comes after it.
+	ReadAll(ctx context.Context, from Checkpoint, filter Filter, limit int) (Page, error)
 	// Version returns the version of a stream; 0 when it does not exist.
 	Version(ctx context.Context, stream string) (int64, error)
+	// Archive ends a stream that is at the expected version: it takes no more events, and stays readable. Archiving it again is a success.
+	Archive(ctx context.Context, stream string, expected int64) error
+	// RemoveFinished removes up to limit sagas that finished before a time, with their events, snapshots and state rows, and returns how many. Their streams stay
+	// archived, so that no saga begins a second time under an old uid. A saga with an event that some projection has not read yet stays. Nothing else removes events.
+	RemoveFinished(ctx context.Context, before time.Time, limit int) (int, error)
+	// SaveSnapshot puts a snapshot in place of the stream's previous one, unless that has a later schema version, or the same and a later version. What is later
+	// than the stream itself counts as nothing.
+	SaveSnapshot(ctx context.Context, s Snapshot) error
+	// LoadSnapshot returns the snapshot of a stream; ErrNotFound when there is none, or when what is stored is damaged.
+	LoadSnapshot(ctx context.Context, stream string) (Snapshot, error)
 	// UnfinishedSagas returns up to limit states that are not finished, in the order of their uid, those after the given uid only.
 	UnfinishedSagas(ctx context.Context, after uuid.UUID, limit int) ([]SagaState, error)
 	// SagaState returns the state row of one saga; ErrNotFound when there is none.
@@ -133,9 +181,13 @@ type Store interface {
 	Ping(ctx context.Context) error
 }
 
+// LastVersion is where LoadBackwards begins at the end of a stream.
+const LastVersion int64 = math.MaxInt64
+
 // Errors that every implementation returns; test with errors.Is.
 var (
 	ErrWrongVersion = errors.New("the stream is at another version")
+	ErrArchived     = errors.New("the stream is archived and takes no more events")
 	ErrInvalid      = errors.New("the append is not valid")
 	ErrUnavailable  = errors.New("the event store is not available")
 	ErrNotFound     = errors.New("not found")

@@ -18,19 +18,17 @@ func (a *Append) Validate() error {
 	switch {
 	case a.Stream == "" || len(a.Stream) > MaxStreamIDBytes || !text(a.Stream):
 		return invalid("a stream's name is 1 to %d bytes of text without NUL", MaxStreamIDBytes)
-	case a.Expected < 0:
+	case a.Expected < AnyVersion:
 		return invalid("the expected version %d is negative", a.Expected)
 	case len(a.Events) == 0:
 		return invalid("it has no events")
 	case len(a.Events) > MaxEventsPerAppend:
 		return invalid("%d events are more than the limit of %d", len(a.Events), MaxEventsPerAppend)
 	}
-	size := 0
 	for i := range a.Events {
 		if err := a.Events[i].check(); err != "" {
 			return invalid("event %d: %s", i+1, err)
 		}
-		size += len(a.Events[i].Data)
 	}
 	if len(a.Messages) > MaxMessagesPerAppend {
 		return invalid("%d messages are more than the limit of %d", len(a.Messages), MaxMessagesPerAppend)
@@ -39,16 +37,65 @@ func (a *Append) Validate() error {
 		if err := a.Messages[i].check(); err != "" {
 			return invalid("message %d: %s", i+1, err)
 		}
-		size += len(a.Messages[i].Data)
 	}
 	if s := a.State; s != nil {
 		if err := s.check(); err != "" {
 			return invalid("the state row: %s", err)
 		}
-		size += len(s.State)
+	}
+	if size := a.Size(); size > MaxAppendBytes {
+		return invalid("its data is %d bytes long in all, more than the limit of %d", size, MaxAppendBytes)
+	}
+	return nil
+}
+
+// ValidateAll does the same for appends that are one transaction.
+func ValidateAll(all []Append) error {
+	if len(all) == 0 || len(all) > MaxStreamsPerAppend {
+		return fmt.Errorf("appending to %d streams: %w: one transaction has 1 to %d", len(all), ErrInvalid, MaxStreamsPerAppend)
+	}
+	streams, size := make(map[string]bool, len(all)), 0
+	for i := range all {
+		if err := all[i].Validate(); err != nil {
+			return err
+		}
+		if streams[all[i].Stream] {
+			return fmt.Errorf("appending to stream %q: %w: it is named twice in one transaction", all[i].Stream, ErrInvalid)
+		}
+		streams[all[i].Stream] = true
+		size += all[i].Size()
 	}
 	if size > MaxAppendBytes {
-		return invalid("its data is %d bytes long in all, more than the limit of %d", size, MaxAppendBytes)
+		return fmt.Errorf("appending to %d streams: %w: the data is %d bytes long in all, more than the limit of %d", len(all), ErrInvalid, size, MaxAppendBytes)
+	}
+	return nil
+}
+
+// Size is how many bytes of data an append brings.
+func (a *Append) Size() int {
+	n := 0
+	for i := range a.Events {
+		n += len(a.Events[i].Data)
+	}
+	for i := range a.Messages {
+		n += len(a.Messages[i].Data)
+	}
+	if a.State != nil {
+		n += len(a.State.State)
+	}
+	return n
+}
+
+// Validate reports, as an ErrInvalid, what is wrong with a snapshot.
+func (s *Snapshot) Validate() error {
+	invalid := func(what string) error {
+		return fmt.Errorf("saving a snapshot of stream %q: %w: %s", s.Stream, ErrInvalid, what)
+	}
+	if s.Stream == "" || len(s.Stream) > MaxStreamIDBytes || !text(s.Stream) || s.Version < 1 || s.SchemaVersion < 1 || s.SchemaVersion > math.MaxInt32 {
+		return invalid("it needs a stream, and versions from 1 on")
+	}
+	if what := checkJSON(s.Data); what != "" {
+		return invalid(what)
 	}
 	return nil
 }

@@ -7,12 +7,14 @@ import (
 )
 
 // Grants returns the SQL that gives a role what the operator needs to run once the schema is there, and no more: it can insert and read events and messages, not
-// change or delete them. Whoever owns the schema executes it after each migration.
+// change or delete them; only the function that removes whole finished sagas can. Whoever owns the schema executes it after each migration.
 func Grants(role string) string {
 	return strings.ReplaceAll(`
 GRANT USAGE ON SCHEMA public TO $ROLE;
 GRANT SELECT, INSERT ON event_store, outbox_events TO $ROLE;
-GRANT SELECT, INSERT, UPDATE ON streams, saga_state TO $ROLE;
-GRANT SELECT ON `+versionTable+` TO $ROLE;
+GRANT SELECT, INSERT, UPDATE ON streams, saga_state, snapshots TO $ROLE;
+GRANT SELECT, INSERT, UPDATE, DELETE ON projections, projection_skips, saga_history_rows, saga_summary_rows, saga_summary_open TO $ROLE;
+GRANT SELECT ON store_clusters, saga_history, saga_summary, `+versionTable+` TO $ROLE;
+GRANT EXECUTE ON FUNCTION remove_finished_sagas(timestamptz, integer) TO $ROLE;
 `, "$ROLE", pgx.Identifier{role}.Sanitize())
 }

@@ -5,12 +5,15 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -97,7 +100,19 @@ func (c Config) parse() (*pgxpool.Config, error) {
 	bound(params, "statement_timeout", c.StatementTimeout, DefaultStatementTimeout)
 	bound(params, "lock_timeout", c.LockTimeout, DefaultLockTimeout)
 	bound(params, "idle_in_transaction_session_timeout", c.IdleInTxTimeout, DefaultIdleInTxTimeout)
+	config.AfterConnect = enterCluster
 	return config, nil
+}
+
+// enterCluster tells the event store which database cluster it is in: restored from a dump into another one, it finds transaction ids that begin again, and readers
+// of the order of all events have to know. A database without the schema has nothing to tell.
+func enterCluster(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, "SELECT enter_cluster()", pgx.QueryExecModeSimpleProtocol)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "42883" || pg.Code == "25006") { // undefined_function; read_only_sql_transaction: a standby appends nothing
+		return nil
+	}
+	return err
 }
 
 func bound(params map[string]string, name string, value, standard time.Duration) {

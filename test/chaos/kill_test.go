@@ -26,7 +26,7 @@ func TestKilledBeforeTheFirstAppend(t *testing.T) {
 	s.apply("order")
 	eventually(t, "the operator waits to append", func() error {
 		var waiting int
-		err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%append_events%'`).Scan(&waiting)
+		err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%append_streams%'`).Scan(&waiting)
 		if err == nil && waiting == 0 {
 			err = errors.New("nobody waits")
 		}

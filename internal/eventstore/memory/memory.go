@@ -14,21 +14,38 @@ import (
 	"github.com/vextrus/saga-operator/internal/eventstore"
 )
 
+// epoch is the only one: nothing is ever restored.
+const epoch = 1
+
 // Store implements eventstore.Store. Its content ends with the process.
 type Store struct {
 	mu       sync.RWMutex
-	streams  map[string][]eventstore.Recorded
+	streams  map[string]*stream
 	ids      map[uuid.UUID]bool
+	all      []eventstore.Recorded // by position
+	txids    map[int64]uint64      // the transaction of each position
+	txid     uint64                // the last transaction
 	states   map[uuid.UUID]eventstore.SagaState
+	finished map[uuid.UUID]time.Time
+	snaps    map[string]eventstore.Snapshot
 	messages []eventstore.RecordedMessage
 	position int64
+}
+
+type stream struct {
+	version  int64
+	events   []eventstore.Recorded
+	archived bool
 }
 
 var _ eventstore.Store = (*Store)(nil)
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{streams: map[string][]eventstore.Recorded{}, ids: map[uuid.UUID]bool{}, states: map[uuid.UUID]eventstore.SagaState{}}
+	return &Store{
+		streams: map[string]*stream{}, ids: map[uuid.UUID]bool{}, txids: map[int64]uint64{}, states: map[uuid.UUID]eventstore.SagaState{},
+		finished: map[uuid.UUID]time.Time{}, snaps: map[string]eventstore.Snapshot{},
+	}
 }
 
 // Append implements eventstore.Store.
@@ -36,40 +53,86 @@ func (s *Store) Append(ctx context.Context, a eventstore.Append) (eventstore.App
 	if err := a.Validate(); err != nil {
 		return eventstore.Appended{}, err
 	}
+	done, err := s.append(ctx, []eventstore.Append{a})
+	if err != nil {
+		return eventstore.Appended{}, err
+	}
+	return done[0], nil
+}
+
+// AppendAll implements eventstore.Store.
+func (s *Store) AppendAll(ctx context.Context, all []eventstore.Append) ([]eventstore.Appended, error) {
+	if err := eventstore.ValidateAll(all); err != nil {
+		return nil, err
+	}
+	return s.append(ctx, all)
+}
+
+func (s *Store) append(ctx context.Context, all []eventstore.Append) ([]eventstore.Appended, error) {
 	if err := ctx.Err(); err != nil {
-		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, err)
+		return nil, fmt.Errorf("appending to stream %s: %w", all[0].Stream, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stream := s.streams[a.Stream]
-	if at := int64(len(stream)); at != a.Expected {
-		return eventstore.Appended{}, &eventstore.WrongVersionError{Stream: a.Stream, Expected: a.Expected, Actual: at}
-	}
-	if s.known(a.Events) {
-		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w: the store has one of these event ids already", a.Stream, eventstore.ErrInvalid)
-	}
-	now := time.Now().UTC().Truncate(time.Microsecond)
-	for i, e := range a.Events {
-		s.position++
-		s.ids[e.ID] = true
-		e.Data = bytes.Clone(e.Data)
-		stream = append(stream, eventstore.Recorded{Event: e, Stream: a.Stream, Version: a.Expected + int64(i) + 1, Position: s.position, RecordedAt: now})
-	}
-	s.streams[a.Stream] = stream
-	at := int64(len(stream))
-	if a.State != nil {
-		state := *a.State
-		state.Version, state.State = at, bytes.Clone(state.State)
-		if !state.WakeAt.IsZero() {
-			state.WakeAt = state.WakeAt.UTC().Truncate(time.Microsecond)
+	done := make([]eventstore.Appended, len(all))
+	var fresh []eventstore.Event
+	for i := range all {
+		var err error
+		if done[i], err = s.check(&all[i]); err != nil {
+			return nil, err
 		}
-		s.states[state.UID] = state
+		if !done[i].Repeated {
+			fresh = append(fresh, all[i].Events...)
+		}
 	}
-	for _, m := range a.Messages {
-		m.Data = bytes.Clone(m.Data)
-		s.messages = append(s.messages, eventstore.RecordedMessage{Message: m, Position: int64(len(s.messages)) + 1})
+	if s.known(fresh) {
+		return nil, fmt.Errorf("appending to stream %s: %w: the store has one of these event ids already", all[0].Stream, eventstore.ErrInvalid)
 	}
-	return eventstore.Appended{Version: at}, nil
+	s.txid++
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	for i := range all {
+		done[i].Token = eventstore.Token{Epoch: epoch, Transaction: s.txid}
+		if !done[i].Repeated {
+			done[i].Version = s.commit(&all[i], now)
+		}
+	}
+	return done, nil
+}
+
+// check does the compare-and-set of an append and writes nothing.
+func (s *Store) check(a *eventstore.Append) (eventstore.Appended, error) {
+	st := s.streams[a.Stream]
+	if st == nil {
+		st = &stream{}
+	}
+	if a.Expected == st.version && !st.archived {
+		return eventstore.Appended{}, nil
+	}
+	if last, ok := st.repeated(a.Events); ok {
+		return eventstore.Appended{Version: last, Repeated: true}, nil
+	}
+	switch {
+	case st.archived:
+		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, eventstore.ErrArchived)
+	case a.Expected != eventstore.AnyVersion:
+		return eventstore.Appended{}, &eventstore.WrongVersionError{Stream: a.Stream, Expected: a.Expected, Actual: st.version}
+	default:
+		return eventstore.Appended{}, nil
+	}
+}
+
+// repeated reports whether the stream has the events already, one after the other, and the version of the last.
+func (st *stream) repeated(events []eventstore.Event) (int64, bool) {
+	first := slices.IndexFunc(st.events, func(r eventstore.Recorded) bool { return r.ID == events[0].ID })
+	if first < 0 || first+len(events) > len(st.events) {
+		return 0, false
+	}
+	for i := range events {
+		if st.events[first+i].ID != events[i].ID {
+			return 0, false
+		}
+	}
+	return st.events[first+len(events)-1].Version, true
 }
 
 // known reports whether the store, or the append itself, has one of the ids already.
@@ -84,20 +147,78 @@ func (s *Store) known(events []eventstore.Event) bool {
 	return false
 }
 
+// commit writes what has been checked and returns the stream's version.
+func (s *Store) commit(a *eventstore.Append, now time.Time) int64 {
+	st := s.streams[a.Stream]
+	if st == nil {
+		st = &stream{}
+		s.streams[a.Stream] = st
+	}
+	for _, e := range a.Events {
+		s.position++
+		st.version++
+		s.ids[e.ID] = true
+		e.Data = bytes.Clone(e.Data)
+		r := eventstore.Recorded{Event: e, Stream: a.Stream, Version: st.version, Position: s.position, RecordedAt: now}
+		st.events, s.all, s.txids[s.position] = append(st.events, r), append(s.all, r), s.txid
+	}
+	if a.State != nil {
+		state := *a.State
+		state.Version, state.State = st.version, bytes.Clone(state.State)
+		if !state.WakeAt.IsZero() {
+			state.WakeAt = state.WakeAt.UTC().Truncate(time.Microsecond)
+		}
+		s.states[state.UID] = state
+		if _, ended := s.finished[state.UID]; state.Finished && !ended {
+			s.finished[state.UID] = now
+		}
+	}
+	for _, m := range a.Messages {
+		m.Data = bytes.Clone(m.Data)
+		s.messages = append(s.messages, eventstore.RecordedMessage{Message: m, Position: int64(len(s.messages)) + 1})
+	}
+	return st.version
+}
+
 // Load implements eventstore.Store.
 func (s *Store) Load(ctx context.Context, stream string, from int64, limit int) ([]eventstore.Recorded, error) {
+	return s.load(ctx, stream, limit, func(v int64) bool { return v >= from }, false)
+}
+
+// LoadBackwards implements eventstore.Store.
+func (s *Store) LoadBackwards(ctx context.Context, stream string, from int64, limit int) ([]eventstore.Recorded, error) {
+	return s.load(ctx, stream, limit, func(v int64) bool { return v <= from }, true)
+}
+
+func (s *Store) load(ctx context.Context, name string, limit int, want func(version int64) bool, backwards bool) ([]eventstore.Recorded, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("loading stream %s: %w", stream, err)
+		return nil, fmt.Errorf("loading stream %s: %w", name, err)
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	events := s.streams[stream]
-	first := min(max(from, 1)-1, int64(len(events)))
-	found := slices.Clone(upTo(limit, events[first:]))
-	for i := range found {
-		found[i].Data = bytes.Clone(found[i].Data)
+	st := s.streams[name]
+	if st == nil {
+		return nil, nil
 	}
-	return found, nil
+	var found []eventstore.Recorded
+	for _, e := range st.events {
+		if want(e.Version) {
+			found = append(found, e)
+		}
+	}
+	if backwards {
+		slices.Reverse(found)
+	}
+	return cloned(upTo(limit, found)), nil
+}
+
+// cloned keeps what the store has from what its readers do.
+func cloned(events []eventstore.Recorded) []eventstore.Recorded {
+	events = slices.Clone(events)
+	for i := range events {
+		events[i].Data = bytes.Clone(events[i].Data)
+	}
+	return events
 }
 
 // Version implements eventstore.Store.
@@ -107,7 +228,10 @@ func (s *Store) Version(ctx context.Context, stream string) (int64, error) {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return int64(len(s.streams[stream])), nil
+	if st := s.streams[stream]; st != nil {
+		return st.version, nil
+	}
+	return 0, nil
 }
 
 // UnfinishedSagas implements eventstore.Store.
@@ -157,9 +281,6 @@ func (s *Store) Messages(ctx context.Context, after int64, limit int) ([]eventst
 	}
 	return found, nil
 }
-
-// upTo returns the first of all, limit at most.
-func upTo[T any](limit int, all []T) []T { return all[:min(max(limit, 0), len(all))] }
 
 // Ping implements eventstore.Store.
 func (s *Store) Ping(ctx context.Context) error { return ctx.Err() }

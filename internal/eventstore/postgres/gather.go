@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 )
@@ -23,18 +21,26 @@ const (
 	maxFlushBytes = 8 << 20
 	// flushTimeout bounds a transaction. Callers have contexts of their own; a flush belongs to all of them.
 	flushTimeout = 30 * time.Second
+	// maxWaitingBytes bounds what waits for a flush or is in one; at least one append of the largest size has to fit. Further callers wait until there is room.
+	maxWaitingBytes = 2 * eventstore.MaxAppendBytes
+	// pendingBytes is what an append costs besides its data.
+	pendingBytes = 2 << 10
 )
 
 // Gathering is a Store that commits the appends of many callers together. Each append still succeeds or loses by itself; what is shared is the round trip
 // and the commit, which cost most. There is no timer: whatever has come together while earlier flushes were under way goes into the next one, so an
-// append that finds nobody else waits for nobody.
+// append that finds nobody else waits for nobody. The appends of one stream are committed one after the other, in the order in which they came.
 type Gathering struct {
 	*Store
 	flushers int
+	room     *semaphore.Weighted
 
 	mu     sync.Mutex
 	queue  []*pending
 	active int
+	busy   map[string]bool // streams that a flush is about
+	closed bool
+	idle   chan struct{} // closed when the store is closed and the last flush is over
 }
 
 var _ eventstore.Store = (*Gathering)(nil)
@@ -42,37 +48,41 @@ var _ eventstore.Store = (*Gathering)(nil)
 // pending is an append that waits for its flush.
 type pending struct {
 	append    *eventstore.Append
-	args      []any
 	bytes     int
 	done      chan struct{}
-	version   int64
-	err       error
+	result    result
 	abandoned bool // guarded by Gathering.mu
 }
 
 // NewGathering returns a store on a pool that runs up to so many flushes at once; two are enough to keep the database busy while results are handed out.
-// It takes as many of the pool's connections.
-func NewGathering(pool *pgxpool.Pool, flushers int) *Gathering {
-	return &Gathering{Store: New(pool), flushers: max(flushers, 1)}
+// It takes as many of the pool's connections. Close it before the pool.
+func NewGathering(pool *pgxpool.Pool, flushers int, options ...Option) *Gathering {
+	return &Gathering{
+		Store: New(pool, options...), flushers: max(flushers, 1), room: semaphore.NewWeighted(maxWaitingBytes),
+		busy: map[string]bool{}, idle: make(chan struct{}),
+	}
 }
 
-// Append implements eventstore.Store. When ctx ends first, the append has not been sent or its fate is unknown; either way nothing is half done.
+// Append implements eventstore.Store. It waits for room where too much waits for the database already. When ctx ends first, the append has not been sent or
+// its fate is unknown; either way nothing is half done.
 func (g *Gathering) Append(ctx context.Context, a eventstore.Append) (eventstore.Appended, error) {
 	if err := a.Validate(); err != nil {
 		return eventstore.Appended{}, err
 	}
-	args, err := arguments(&a)
-	if err != nil {
-		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, err)
-	}
+	p := &pending{append: &a, bytes: a.Size() + pendingBytes, done: make(chan struct{})}
 	if err := ctx.Err(); err != nil {
 		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, err)
 	}
-	p := &pending{append: &a, args: args, bytes: size(&a), done: make(chan struct{})}
-	g.enqueue(p)
+	if err := g.room.Acquire(ctx, g.weight(p)); err != nil {
+		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: waiting for room: %w", a.Stream, err)
+	}
+	if !g.enqueue(p) {
+		g.room.Release(g.weight(p))
+		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w: the store is closed", a.Stream, eventstore.ErrUnavailable)
+	}
 	select {
 	case <-p.done:
-		return eventstore.Appended{Version: p.version}, p.err
+		return p.result.done, p.result.err
 	case <-ctx.Done():
 		g.mu.Lock()
 		p.abandoned = true
@@ -81,61 +91,87 @@ func (g *Gathering) Append(ctx context.Context, a eventstore.Append) (eventstore
 	}
 }
 
-func (g *Gathering) enqueue(p *pending) {
+func (*Gathering) weight(p *pending) int64 { return int64(min(p.bytes, maxWaitingBytes)) }
+
+// Close takes no more appends and waits until all that wait have their answers, or until ctx is done.
+func (g *Gathering) Close(ctx context.Context) error {
+	g.mu.Lock()
+	if !g.closed {
+		g.closed = true
+		g.signalIdle()
+	}
+	g.mu.Unlock()
+	select {
+	case <-g.idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the last appends: %w", ctx.Err())
+	}
+}
+
+// signalIdle tells Close when nothing is left to do; g.mu is held.
+func (g *Gathering) signalIdle() {
+	if g.closed && g.active == 0 {
+		close(g.idle)
+	}
+}
+
+func (g *Gathering) enqueue(p *pending) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
 	g.queue = append(g.queue, p)
 	if g.active < g.flushers {
 		g.active++
 		go g.flushAll()
 	}
+	return true
 }
 
-// flushAll flushes until nothing waits.
+// flushAll flushes until nothing waits that it may take.
 func (g *Gathering) flushAll() {
-	for batch := g.take(); len(batch) > 0; batch = g.take() {
+	for batch := g.take(nil); len(batch) > 0; batch = g.take(batch) {
 		g.flush(batch)
 	}
 }
 
-// take removes the next batch from the queue: the oldest appends, one of each stream. An empty batch ends its flusher.
-func (g *Gathering) take() []*pending {
+// take removes the next batch from the queue: the oldest appends, one of each stream, and none of a stream that another flush is about. It first lets go of what
+// the flusher has done. An empty batch ends the flusher.
+func (g *Gathering) take(done []*pending) []*pending {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for _, p := range done {
+		delete(g.busy, p.append.Stream)
+	}
 	var batch, rest []*pending
 	bytes := 0
-	streams := make(map[string]bool, min(len(g.queue), maxFlush))
-	for _, p := range g.queue {
+	passed := map[string]bool{} // a stream whose append was left waiting: those behind it wait too
+	for i, p := range g.queue {
+		if len(batch) == maxFlush {
+			rest = append(rest, g.queue[i:]...)
+			break
+		}
+		stream := p.append.Stream
 		switch {
 		case p.abandoned: // nobody waits for it, and it has not been sent
-		case len(batch) < maxFlush && (len(batch) == 0 || bytes+p.bytes <= maxFlushBytes) && !streams[p.append.Stream]:
+			g.room.Release(g.weight(p))
+		case (len(batch) == 0 || bytes+p.bytes <= maxFlushBytes) && !g.busy[stream] && !passed[stream]:
 			bytes += p.bytes
-			streams[p.append.Stream] = true
+			g.busy[stream] = true
 			batch = append(batch, p)
 		default:
+			passed[stream] = true
 			rest = append(rest, p)
 		}
 	}
 	g.queue = rest
 	if len(batch) == 0 {
 		g.active--
+		g.signalIdle()
 	}
 	return batch
-}
-
-// size is about how many bytes an append sends.
-func size(a *eventstore.Append) int {
-	n := 0
-	for i := range a.Events {
-		n += len(a.Events[i].Data)
-	}
-	for i := range a.Messages {
-		n += len(a.Messages[i].Data)
-	}
-	if a.State != nil {
-		n += len(a.State.State)
-	}
-	return n
 }
 
 // flush commits a batch in one transaction and one round trip. A panic in the driver is this batch's, not the process's: what became of it is unknown.
@@ -143,65 +179,54 @@ func (g *Gathering) flush(batch []*pending) {
 	defer func() {
 		if r := recover(); r != nil {
 			for _, p := range batch {
-				p.finish(0, fmt.Errorf("appending to stream %s: %w: panic: %v", p.append.Stream, eventstore.ErrUnavailable, r))
+				g.finish(p, result{err: fmt.Errorf("appending to stream %s: %w: panic: %v", p.append.Stream, eventstore.ErrUnavailable, r)})
 			}
 		}
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	// Rows are locked in one order everywhere, so that two flushes, of two processes perhaps, never wait for each other in a circle.
-	slices.SortFunc(batch, func(a, b *pending) int { return strings.Compare(a.append.Stream, b.append.Stream) })
 	results, err := g.send(ctx, batch)
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && len(batch) > 1 {
 		// One append that the server refuses takes the whole transaction with it. Nothing was committed, so each is tried alone and gets its own answer.
 		for _, p := range batch {
 			done, err := g.Store.Append(ctx, *p.append)
-			p.finish(done.Version, err)
+			g.finish(p, result{done, err})
 		}
 		return
 	}
+	if err == nil {
+		g.committed()
+	}
 	for i, p := range batch {
-		switch {
-		case err != nil:
-			p.finish(0, appendError(p.append, err))
-		case !results[i].done:
-			p.finish(0, &eventstore.WrongVersionError{Stream: p.append.Stream, Expected: p.append.Expected, Actual: results[i].version})
-		default:
-			p.finish(results[i].version, nil)
+		if err != nil {
+			g.finish(p, result{err: appendError(p.append.Stream, err)})
+		} else {
+			g.finish(p, results[i])
 		}
 	}
 }
 
-// result is what the server-side function answers.
-type result struct {
-	done    bool
-	version int64
-}
-
-// send runs a batch. The statements of a pipeline without a transaction of its own are one: all of them are committed when the last one has succeeded, or none.
+// send does a batch in one call.
 func (g *Gathering) send(ctx context.Context, batch []*pending) ([]result, error) {
-	b := &pgx.Batch{}
-	for _, p := range batch {
-		b.Queue(appendSQL, p.args...)
+	appends := make([]*eventstore.Append, len(batch))
+	for i, p := range batch {
+		appends[i] = p.append
 	}
-	answers := g.pool.SendBatch(ctx, b)
-	results := make([]result, len(batch))
-	for i := range results {
-		if err := answers.QueryRow().Scan(&results[i].done, &results[i].version); err != nil {
-			return nil, errors.Join(err, answers.Close())
-		}
+	c, err := newCall(appends...)
+	if err != nil {
+		return nil, err
 	}
-	// The commit happens at the end of the pipeline, and so do its errors.
-	return results, answers.Close()
+	return c.run(ctx, g.pool, false)
 }
 
 // finish tells the caller, once.
-func (p *pending) finish(version int64, err error) {
+func (g *Gathering) finish(p *pending, r result) {
 	select {
 	case <-p.done:
 	default:
-		p.version, p.err = version, err
+		p.result = r
 		close(p.done)
+		g.room.Release(g.weight(p))
 	}
 }

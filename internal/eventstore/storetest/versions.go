@@ -49,6 +49,25 @@ var versions = []behaviour{
 			t.Errorf("state %+v, %v; version %d; %d messages", s, err, f.version("s-1"), len(f.messages()))
 		}
 	}},
+	{"any version makes a stream that is new", func(t *testing.T, f *fixture) {
+		got := f.append(eventstore.Append{Stream: "s-1", Expected: eventstore.AnyVersion, Events: events(2), State: state(uuid.New()), Messages: []eventstore.Message{message("k")}})
+		if got.Version != 2 || got.Repeated || f.version("s-1") != 2 || len(f.unfinished(uuid.Nil, 10)) != 1 || len(f.messages()) != 1 {
+			t.Errorf("%+v, the stream is at %d", got, f.version("s-1"))
+		}
+	}},
+	{"any version continues a stream wherever it is", func(t *testing.T, f *fixture) {
+		f.append(eventstore.Append{Stream: "s-1", Events: events(3)})
+		uid := uuid.New()
+		for i := range int64(3) {
+			got := f.append(eventstore.Append{Stream: "s-1", Expected: eventstore.AnyVersion, Events: events(2), State: state(uid)})
+			if s, err := f.SagaState(t.Context(), uid); err != nil || got.Version != 5+2*i || s.Version != got.Version {
+				t.Errorf("append %d: %+v; the state is of version %d, %v", i, got, s.Version, err)
+			}
+		}
+		if got := f.load("s-1", 1, 100); len(got) != 9 || got[8].Version != 9 {
+			t.Errorf("%d events", len(got))
+		}
+	}},
 	{"streams are independent", func(t *testing.T, f *fixture) {
 		f.append(eventstore.Append{Stream: "s-1", Events: events(1)})
 		f.append(eventstore.Append{Stream: "s-10", Events: events(2)})
@@ -224,8 +243,8 @@ var limits = []behaviour{
 	{"the longest name and the largest append are not", func(_ *testing.T, f *fixture) {
 		f.append(eventstore.Append{Stream: strings.Repeat("s", eventstore.MaxStreamIDBytes), Events: events(eventstore.MaxEventsPerAppend)})
 	}},
-	{"a negative expected version is refused", func(_ *testing.T, f *fixture) {
-		f.refused(eventstore.Append{Stream: "s-1", Expected: -1, Events: events(1)})
+	{"a negative expected version is refused, unless it means any", func(_ *testing.T, f *fixture) {
+		f.refused(eventstore.Append{Stream: "s-2", Expected: eventstore.AnyVersion - 1, Events: events(1)})
 	}},
 	{"too many events are refused", func(_ *testing.T, f *fixture) {
 		f.refused(eventstore.Append{Stream: "s-1", Events: events(eventstore.MaxEventsPerAppend + 1)})

@@ -1,0 +1,60 @@
+package postgres_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+)
+
+// beginDrawn begins a transaction and has it draw its id.
+func beginDrawn(t *testing.T, pool *pgxpool.Pool) pgx.Tx {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err == nil {
+		_, err = tx.Exec(t.Context(), `SELECT pg_current_xact_id()`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	return tx
+}
+
+// A snapshot ends at the last transaction that had ended: one that was running above that is not in its list.
+func TestATransactionThatRanAboveTheSnapshotsEndIsNotLost(t *testing.T) {
+	t.Parallel()
+	pool := open(t, throwaway.Database(t), nil)
+	store := storepg.New(pool)
+	lower := beginDrawn(t, pool)
+	upper := beginDrawn(t, pool)
+	add := func(tx pgx.Tx, stream string) {
+		t.Helper()
+		if _, err := storepg.AppendAll(t.Context(), tx, []eventstore.Append{{Stream: stream, Events: []eventstore.Event{event()}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commit := func(tx pgx.Tx) {
+		t.Helper()
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(upper, "upper-1") // the lower position
+	add(lower, "lower-1")
+	commit(lower)
+	first, err := store.ReadAll(t.Context(), eventstore.Checkpoint{}, eventstore.Filter{}, 10)
+	if err != nil || len(first.Events) != 1 || first.Events[0].Stream != "lower-1" {
+		t.Fatalf("read %v, %v", first.Events, err)
+	}
+	commit(upper)
+	second, err := store.ReadAll(t.Context(), first.Next, eventstore.Filter{}, 10)
+	if err != nil || len(second.Events) != 1 || second.Events[0].Stream != "upper-1" {
+		t.Errorf("then read %v, %v: the event that committed late is lost", second.Events, err)
+	}
+}
