@@ -43,24 +43,30 @@ func row(name string, value float64, unit string, limit float64, what string) Ro
 
 // settings are the sizes of a run. All of them are bounded in time or count.
 type settings struct {
-	seconds  time.Duration
-	clients  int
-	sagas    int
-	objects  int
-	finished int
-	rounds   int
+	seconds   time.Duration
+	clients   int
+	gatherers int
+	sagas     int
+	objects   int
+	finished  int
+	rounds    int
+	events    int
+	samples   int
 }
 
 func main() {
 	var s settings
 	out := flag.String("out", "build/bench.json", "where to write the rows")
 	docs := flag.String("docs", "", "a Markdown file whose table between the bench markers is written anew")
-	only := flag.String("only", "", "a regular expression over the names of groups: store, engine, objects, memory")
+	only := flag.String("only", "", "a regular expression over the names of groups: store, following, engine, objects, memory")
 	flag.DurationVar(&s.seconds, "duration", 5*time.Second, "how long each measurement by time takes")
 	flag.IntVar(&s.clients, "clients", 32, "how many clients there are")
+	flag.IntVar(&s.gatherers, "gatherers", 512, "how many clients append at once where their appends are gathered")
 	flag.IntVar(&s.sagas, "sagas", 4000, "how many sagas the engine drives")
 	flag.IntVar(&s.objects, "objects", 1500, "how many sagas go through objects")
 	flag.IntVar(&s.finished, "finished", 10000, "how many finished sagas the operator's memory is measured with")
+	flag.IntVar(&s.events, "events", 300_000, "how many events a read model is built from")
+	flag.IntVar(&s.samples, "samples", 300, "how often the way from commit to handler is measured")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often a thing and its limit take turns; the medians count")
 	flag.Parse()
 
@@ -91,7 +97,7 @@ func run(ctx context.Context, s settings, only string) ([]Row, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading -only: %w", err)
 	}
-	groups := []group{{"store", measureStore}, {"engine", measureEngine}, {"objects", measureObjects}, {"memory", measureMemory}}
+	groups := []group{{"store", measureStore}, {"following", measureFollowing}, {"engine", measureEngine}, {"objects", measureObjects}, {"memory", measureMemory}}
 	var rows []Row
 	for _, g := range groups {
 		if !match.MatchString(g.name) {

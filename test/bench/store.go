@@ -58,12 +58,33 @@ func measureStore(ctx context.Context, s settings) (rows []Row, err error) {
 		err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
 	}()
 	store, gathering := storepg.New(pool), storepg.NewGathering(pool, 2)
-	var ours, shared, moves, bare []float64
+	neighbour, err := newPeer(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	var peers []float64
+	var ours, shared, moves, bare, gathered, bulk []float64
+	many := s
+	many.clients = s.gatherers
 	for range s.rounds {
-		limit, err := pgbench(ctx, dsn, s)
+		limit, err := pgbench(ctx, dsn, s, limitScript)
 		if err != nil {
 			return nil, err
 		}
+		transactions, err := pgbench(ctx, dsn, s, fmt.Sprintf(bulkScript, bulkRows))
+		if err != nil {
+			return nil, err
+		}
+		crowd, err := appends(ctx, gathering, many, singleEvent)
+		if err != nil {
+			return nil, err
+		}
+		locked, err := appends(ctx, neighbour, s, singleEvent)
+		if err != nil {
+			return nil, err
+		}
+		peers = append(peers, locked)
+		bulk, gathered = append(bulk, transactions*bulkRows), append(gathered, crowd)
 		single, err := appends(ctx, store, s, singleEvent)
 		if err != nil {
 			return nil, err
@@ -83,6 +104,8 @@ func measureStore(ctx context.Context, s settings) (rows []Row, err error) {
 	return []Row{
 		row("store.append.single", median(ours), "appends/s", limit, "one event per append by 32 clients; limit: pgbench inserting the same rows"),
 		row("store.append.shared", median(shared), "appends/s", limit, "the same through the store that the operator uses, which commits the appends of many callers together; same limit"),
+		row("store.append.gathered", median(gathered), "events/s", median(bulk), fmt.Sprintf("one event per append by %d clients through that store; limit: pgbench inserting the same rows, %d appends to a transaction", s.gatherers, bulkRows)),
+		row("store.append.peer", median(peers), "appends/s", limit, "an honest neighbour: the shape of message-db 1.3, a lock for each category held through the commit, one message a call, 32 clients, one category; same limit"),
 		row("store.append.move", median(moves), "appends/s", limit, "two events, a state row and a message per append, through the same store; same limit, which has less to do"),
 	}, nil
 }
@@ -135,10 +158,19 @@ INSERT INTO event_store (stream, version, event_id, type, schema_version, data, 
 SELECT stream, 1, gen_random_uuid(), 'AttemptSucceeded', 1, '` + eventData + `', '{}' FROM s;
 `
 
+// bulkScript inserts the rows of many appends in one transaction.
+const bulkScript = `WITH s AS (INSERT INTO streams (stream, version) SELECT 'saga-' || gen_random_uuid(), 1 FROM generate_series(1, %d) RETURNING stream)
+INSERT INTO event_store (stream, version, event_id, type, schema_version, data, metadata)
+SELECT stream, 1, gen_random_uuid(), 'AttemptSucceeded', 1, '` + eventData + `', '{}' FROM s;
+`
+
+// bulkRows is how many appends bulkScript puts into a transaction.
+const bulkRows = 100
+
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
 // pgbench measures what the database does with the same rows and nothing around them.
-func pgbench(ctx context.Context, dsn string, s settings) (rate float64, err error) {
+func pgbench(ctx context.Context, dsn string, s settings, text string) (rate float64, err error) {
 	path, err := findPgbench()
 	if err != nil {
 		return 0, err
@@ -149,7 +181,7 @@ func pgbench(ctx context.Context, dsn string, s settings) (rate float64, err err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	script := filepath.Join(dir, "append.sql")
-	if err := os.WriteFile(script, []byte(limitScript), 0o600); err != nil {
+	if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
 		return 0, fmt.Errorf("writing the pgbench script: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, path, "-n", "-M", "prepared", "-c", strconv.Itoa(s.clients), "-j", "2", "-T", strconv.Itoa(int(s.seconds.Seconds())), "-f", script, dsn)

@@ -50,13 +50,14 @@ type Config struct {
 	DatabaseConnections int
 	Migrate             bool
 
-	Workers        int
-	Concurrency    int
-	Namespaces     list
-	EgressAllow    list
-	EgressDeny     list
-	MaxAnswerBytes int64
-	ShutdownGrace  time.Duration
+	Workers          int
+	Concurrency      int
+	Namespaces       list
+	EgressAllow      list
+	EgressDeny       list
+	MaxAnswerBytes   int64
+	HistoryRetention time.Duration
+	ShutdownGrace    time.Duration
 
 	Kubeconfig    string
 	KubeQPS       float64
@@ -109,6 +110,7 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that HTTP participants may have although they are denied by default")
 	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that HTTP participants may not have; the API server's is always one")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
+	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long attempts under way may go on when the operator is told to stop")
 
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; in a cluster none is needed")
@@ -154,6 +156,10 @@ func fromEnvironment(fs *flag.FlagSet, env func(string) (string, bool)) (err err
 func help(fs *flag.FlagSet, out io.Writer) {
 	fmt.Fprint(out, `manager [manager] [flags]   run the saga operator
 manager migrate [flags]     bring the database to the version that this binary knows
+manager projections list [flags]              show the read models: how far they are, and at which event they have stopped
+manager projections rebuild NAME [flags]      build a read model anew beside the one that is live, which it then replaces
+manager projections retry NAME [flags]        have a stopped one try its event again
+manager projections skip NAME REASON [flags]  have it go on without that event, for good
 manager version             say which version this is
 
 Each flag can be given by the environment variable that is named beside it; the flag wins.
@@ -182,6 +188,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("--max-answer-bytes has to be from 1 to %d", maxAnswer)
 	case c.LeaseDuration < 5*time.Second:
 		return errors.New("--lease-duration has to be at least 5s")
+	case c.HistoryRetention < 0:
+		return errors.New("--history-retention cannot be negative; 0 keeps the history for good")
 	case c.ShutdownGrace < 0:
 		return errors.New("--shutdown-grace cannot be negative")
 	case c.LogFormat != "json" && c.LogFormat != "text":

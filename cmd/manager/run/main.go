@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/vextrus/saga-operator/internal/postgres"
@@ -27,13 +28,20 @@ const (
 // Main runs the command that the arguments name and returns the exit code of the process. It ends when ctx does.
 func Main(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
 	command, args := split(args)
+	var asked []string
 	switch command {
 	case "manager", "migrate":
+	case "projections":
+		asked, args = words(args)
+		if err := askedOfProjections(asked); err != nil && !slices.Contains(args, "--help") {
+			fmt.Fprintf(stderr, "manager: %v\n", err)
+			return exitUsage
+		}
 	case "version":
 		fmt.Fprintf(stdout, "saga-operator %s (%s)\n", Version, revision())
 		return exitOK
 	default:
-		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate and version\n", command)
+		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, projections and version\n", command)
 		return exitUsage
 	}
 	c, err := Parse(args, env, stderr)
@@ -43,6 +51,13 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 	case err != nil:
 		fmt.Fprintf(stderr, "manager: %v\n", err)
 		return exitUsage
+	}
+	if command == "projections" { // a person waits for the answer, not a log
+		if err := projections(ctx, c, asked, stdout); err != nil {
+			fmt.Fprintf(stderr, "manager: %v\n", err)
+			return exitFailed
+		}
+		return exitOK
 	}
 	log := newLogger(c, stderr)
 	if command == "migrate" {

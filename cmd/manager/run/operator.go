@@ -50,8 +50,16 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	store := storepg.NewGathering(pool, storeFlushers)
+	models, err := newReadModels(pool, log)
+	if err != nil {
+		return err
+	}
+	store := storepg.NewGathering(pool, storeFlushers, storepg.OnCommit(models.committed))
+	defer closeStore(ctx, store, log)
 	if err := wire(c, log, mgr, store); err != nil {
+		return err
+	}
+	if err := errors.Join(mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log})); err != nil {
 		return err
 	}
 	// Readiness outlives the context: while the operator stops it says why it is not ready.
@@ -66,6 +74,15 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// closeStore waits for the last appends. Those that are not answered in time may have been committed all the same; the next start looks.
+func closeStore(ctx context.Context, store *storepg.Gathering, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopMargin)
+	defer cancel()
+	if err := store.Close(ctx); err != nil {
+		log.Warn("the event store was closed before its last appends were answered", "error", err)
+	}
 }
 
 func kubeConfig(c Config) (cfg *rest.Config, err error) {

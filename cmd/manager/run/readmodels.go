@@ -1,0 +1,101 @@
+package run
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+	"github.com/vextrus/saga-operator/internal/projection"
+	"github.com/vextrus/saga-operator/internal/projection/sagas"
+)
+
+// readModels keeps the operator's read models up to date, and other processes informed of what is committed. Every replica does: leases in the database decide which
+// of them feeds what.
+type readModels struct {
+	announcer *storepg.Announcer
+	runner    *projection.Runner
+}
+
+// newReadModels returns the read models of a database. The store that appends has to call committed.
+func newReadModels(pool *pgxpool.Pool, log *slog.Logger) (*readModels, error) {
+	runner, err := projection.NewRunner(projection.Options{
+		Pool: pool, Store: storepg.New(pool), Logger: log, Metrics: metrics.Registry,
+	}, sagas.History(), sagas.Summary())
+	if err != nil {
+		return nil, err
+	}
+	return &readModels{announcer: storepg.NewAnnouncer(pool, log, runner.Wake), runner: runner}, nil
+}
+
+// committed tells that something may have been appended.
+func (m *readModels) committed() {
+	m.runner.Wake()
+	m.announcer.Announce()
+}
+
+// Start implements manager.Runnable.
+func (m *readModels) Start(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = m.announcer.Run(ctx) })
+	wg.Go(func() { _ = m.runner.Run(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (*readModels) NeedLeaderElection() bool { return false }
+
+const (
+	// retentionBatch is how many sagas are removed in one transaction.
+	retentionBatch = 200
+	// maxRetentionPause is how often retention looks at least.
+	maxRetentionPause = 10 * time.Minute
+)
+
+// retention removes the history of sagas that finished long ago. One replica, the leader, does so.
+type retention struct {
+	store eventstore.Store
+	after time.Duration
+	log   *slog.Logger
+}
+
+// Start implements manager.Runnable.
+func (r *retention) Start(ctx context.Context) error {
+	if r.after <= 0 {
+		return nil // everything is kept
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+			r.remove(ctx)
+			timer.Reset(min(max(r.after/10, time.Second), maxRetentionPause))
+		}
+	}
+}
+
+func (r *retention) remove(ctx context.Context) {
+	total := 0
+	for {
+		n, err := r.store.RemoveFinished(ctx, time.Now().Add(-r.after), retentionBatch)
+		total += n
+		if err != nil && ctx.Err() == nil {
+			r.log.Warn("the history of finished sagas could not be removed; it is tried again later", "error", err)
+		}
+		if err != nil || n < retentionBatch {
+			break
+		}
+	}
+	if total > 0 {
+		r.log.Info("removed the history of finished sagas", "sagas", total, "finishedBefore", r.after.String()+" ago")
+	}
+}

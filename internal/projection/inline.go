@@ -1,0 +1,94 @@
+package projection
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+)
+
+// InlineStore is a Store whose appends carry read models along: they move in the append's own transaction, so that whoever reads them after the append sees it. An append costs
+// several round trips for that, and appends that touch the same rows wait for each other. An event that does not come through an InlineStore is seen by the
+// next rebuild only. An error of a handler refuses the append.
+type InlineStore struct {
+	eventstore.Store
+	pool *pgxpool.Pool
+	defs []*Definition
+}
+
+// NewInlineStore returns a store on a pool. The same definitions belong into Options.Inline of a Runner, which makes their first generations and builds them anew.
+func NewInlineStore(pool *pgxpool.Pool, defs ...*Definition) (*InlineStore, error) {
+	if err := check(defs); err != nil {
+		return nil, err
+	}
+	return &InlineStore{Store: storepg.New(pool), pool: pool, defs: defs}, nil
+}
+
+// Append implements eventstore.Store.
+func (s *InlineStore) Append(ctx context.Context, a eventstore.Append) (eventstore.Appended, error) {
+	done, err := s.AppendAll(ctx, []eventstore.Append{a})
+	if err != nil {
+		return eventstore.Appended{}, err
+	}
+	return done[0], nil
+}
+
+// AppendAll implements eventstore.Store.
+func (s *InlineStore) AppendAll(ctx context.Context, all []eventstore.Append) (done []eventstore.Appended, err error) {
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		done, err = storepg.AppendAll(ctx, tx, all)
+		if err != nil {
+			return err
+		}
+		for _, def := range s.defs {
+			if err := s.carry(ctx, tx, def, all, done); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		if errors.Is(err, eventstore.ErrWrongVersion) || errors.Is(err, eventstore.ErrInvalid) || errors.Is(err, eventstore.ErrArchived) {
+			return nil, err
+		}
+		return nil, storepg.Classified(err)
+	}
+	return done, nil
+}
+
+// carry handles the events of an append for one projection.
+func (s *InlineStore) carry(ctx context.Context, tx pgx.Tx, def *Definition, all []eventstore.Append, done []eventstore.Appended) error {
+	// Shared, so that appends do not wait for each other; a takeover holds it alone.
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock_shared(hashtextextended('projection:' || $1, 0))`, def.name); err != nil {
+		return err
+	}
+	var generation int
+	err := tx.QueryRow(ctx, `SELECT generation FROM projections WHERE name = $1 AND status = 'live' AND inline`, def.name).Scan(&generation)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("appending with projection %s: %w; run it by a projection.Runner with Options.Inline", def.name, ErrUnknown)
+	}
+	if err != nil {
+		return err
+	}
+	t := &Tx{tx: tx, generation: generation}
+	for i := range all {
+		if done[i].Repeated || !(eventstore.Filter{Categories: def.categories}).Matches(&eventstore.Recorded{Stream: all[i].Stream}) {
+			continue
+		}
+		events, err := storepg.Load(ctx, tx, all[i].Stream, done[i].Version-int64(len(all[i].Events))+1, len(all[i].Events))
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			if err := def.handle(ctx, t, e); err != nil {
+				return fmt.Errorf("projection %s refuses event %s (%s) of stream %s: %w", def.name, e.ID, e.Type, e.Stream, err)
+			}
+		}
+	}
+	return t.flush(ctx)
+}

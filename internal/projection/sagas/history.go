@@ -1,0 +1,94 @@
+// Package sagas has the operator's own read models: what happened in each saga, and how many there are.
+package sagas
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/projection"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// category is that of the engine's streams, saga-<uid>.
+const category = "saga"
+
+func decode(r eventstore.Recorded) (any, error) {
+	return saga.Unmarshal(r.Type, r.SchemaVersion, r.Data)
+}
+
+// uidOf is the uid of the saga that a stream is of.
+func uidOf(e eventstore.Recorded) string { return strings.TrimPrefix(e.Stream, category+"-") }
+
+// entry is a row of the history.
+type entry struct {
+	at             time.Time
+	step           string
+	direction      saga.Direction
+	attempt        int
+	outcome        saga.OutcomeKind
+	reason         string
+	message, actor string
+	retryAt        time.Time
+}
+
+// History is the projection saga_history: one row for each event of each saga.
+func History() *projection.Definition {
+	return projection.Define("saga_history", 1, category).Tables("saga_history_rows").
+		On("SagaStarted", projection.For(decode, started)).
+		On("AttemptStarted", note(func(e saga.AttemptStarted) entry { return attempt(e.At, e.Attempt) })).
+		On("AttemptSucceeded", note(func(e saga.AttemptSucceeded) entry {
+			row := attempt(e.At, e.Attempt)
+			row.outcome = saga.Succeeded
+			return row
+		})).
+		On("AttemptFailed", note(func(e saga.AttemptFailed) entry {
+			row := attempt(e.At, e.Attempt)
+			row.outcome, row.reason, row.message, row.retryAt = e.Outcome, e.Reason, e.Message, e.RetryAt
+			return row
+		})).
+		On("SagaCompensating", note(func(e saga.SagaCompensating) entry {
+			return entry{at: e.At.At, step: e.Step, reason: or(e.Reason, string(e.Cause)), message: e.Message}
+		})).
+		On("SagaParked", note(func(e saga.SagaParked) entry {
+			return entry{at: e.At.At, step: e.Step, reason: e.Reason, message: e.Message}
+		})).
+		On("SagaCompleted", note(func(e saga.SagaCompleted) entry { return entry{at: e.At.At} })).
+		On("SagaCompensated", note(func(e saga.SagaCompensated) entry { return entry{at: e.At.At} })).
+		On("SagaSuspended", note(func(e saga.SagaSuspended) entry { return entry{at: e.At.At} })).
+		On("SagaResumed", note(func(e saga.SagaResumed) entry { return entry{at: e.At.At} }))
+}
+
+func attempt(at saga.At, a saga.Attempt) entry {
+	return entry{at: at.At, step: a.Step, direction: a.Direction, attempt: a.Number}
+}
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+func started(ctx context.Context, tx *projection.Tx, e projection.Event[saga.SagaStarted]) error {
+	return tx.Queue(ctx, `INSERT INTO saga_history_rows (generation, uid, version, namespace, name, at, type, actor) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		tx.Generation(), uidOf(e.Recorded), e.Version, e.Fact.Namespace, e.Fact.Name, e.Fact.DecidedAt(), e.Type, e.Fact.CreatedBy)
+}
+
+// note makes a handler that writes one row. Namespace and name stand in the first event only, so they come from its row.
+func note[T saga.Event](row func(T) entry) projection.Handler {
+	return projection.For(decode, func(ctx context.Context, tx *projection.Tx, e projection.Event[T]) error {
+		r := row(e.Fact)
+		var retryAt *time.Time
+		if !r.retryAt.IsZero() {
+			retryAt = &r.retryAt
+		}
+		return tx.Queue(ctx, `INSERT INTO saga_history_rows
+				(generation, uid, version, namespace, name, at, type, step, direction, attempt, outcome, reason, message, actor, retry_at)
+			SELECT $1, $2, $3, first.namespace, first.name, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
+			FROM (SELECT 1) one LEFT JOIN saga_history_rows first ON first.generation = $1 AND first.uid = $2 AND first.version = 1`,
+			tx.Generation(), uidOf(e.Recorded), e.Version, r.at, e.Type, r.step, string(r.direction), r.attempt, string(r.outcome), r.reason, r.message,
+			or(r.actor, e.Metadata.Actor), retryAt)
+	})
+}
