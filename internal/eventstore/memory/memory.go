@@ -169,7 +169,9 @@ func (s *Store) commit(a *eventstore.Append, now time.Time) int64 {
 			state.WakeAt = state.WakeAt.UTC().Truncate(time.Microsecond)
 		}
 		s.states[state.UID] = state
-		if _, ended := s.finished[state.UID]; state.Finished && !ended {
+		if _, ended := s.finished[state.UID]; !state.Finished {
+			delete(s.finished, state.UID)
+		} else if !ended {
 			s.finished[state.UID] = now
 		}
 	}

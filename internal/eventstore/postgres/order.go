@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -39,6 +40,7 @@ func ReadAll(ctx context.Context, q Querier, from eventstore.Checkpoint, filter 
 	if limit < 1 {
 		return eventstore.NewPage(nil, from, from, false, 0), nil
 	}
+	limit = min(limit, math.MaxInt32) // what read_events takes, and few enough for the bound not to overflow
 	w := window{from: from, limit: limit, bound: max(from.Floor, from.Position) + max(minSpan, int64(limit)*spanPerEvent)}
 	var untilEpoch *int32
 	var until *string

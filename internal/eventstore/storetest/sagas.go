@@ -192,6 +192,31 @@ var concurrency = []behaviour{
 			}
 		}
 	}},
+	{"many that append to one stream at any version leave no gap and no double", func(t *testing.T, f *fixture) {
+		const each = 5
+		together(t, func(int) error {
+			last := int64(0)
+			for range each {
+				got, err := f.Append(t.Context(), eventstore.Append{Stream: "s-1", Expected: eventstore.AnyVersion, Events: events(2)})
+				if err == nil && got.Version <= last {
+					err = fmt.Errorf("version %d follows %d", got.Version, last)
+				}
+				if err != nil {
+					return err
+				}
+				last = got.Version
+			}
+			return nil
+		})
+		for i, e := range f.load("s-1", 1, 1000) {
+			if e.Version != int64(i)+1 {
+				t.Errorf("event %d has version %d", i, e.Version)
+			}
+		}
+		if v := f.version("s-1"); v != 2*writers*each {
+			t.Errorf("version %d, want %d", v, 2*writers*each)
+		}
+	}},
 	{"appends to different streams do not stand in each other's way", func(t *testing.T, f *fixture) {
 		together(t, func(w int) error {
 			for i := range 5 {
