@@ -45,7 +45,7 @@ SELECT known.order_id                 AS "order",
        coalesce(labels.valid, 0)      AS labels,
        CASE
            WHEN o.status = 'pending' THEN 'still pending'
-           WHEN o.status = 'confirmed' THEN concat_ws(', ',
+           WHEN o.status IN ('confirmed', 'fulfilled') THEN concat_ws(', ',
                CASE WHEN reserved.lines IS DISTINCT FROM ordered.lines THEN 'reserved is not what was ordered' END,
                CASE WHEN coalesce(money.net, 0) <> o.amount OR money.currency <> o.currency THEN 'charged is not ' || o.amount || ' ' || o.currency END,
                CASE WHEN coalesce(labels.valid, 0) <> 1 THEN 'labels are not 1' END)

@@ -17,8 +17,13 @@ import (
 // next rebuild only. An error of a handler refuses the append.
 type InlineStore struct {
 	eventstore.Store
-	pool *pgxpool.Pool
+	db   beginner
 	defs []*Definition
+}
+
+// beginner is a pool, or a transaction, which begins a savepoint.
+type beginner interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
 // NewInlineStore returns a store on a pool. The same definitions belong into Options.Inline of a Runner, which makes their first generations and builds them anew.
@@ -26,7 +31,13 @@ func NewInlineStore(pool *pgxpool.Pool, defs ...*Definition) (*InlineStore, erro
 	if err := check(defs); err != nil {
 		return nil, err
 	}
-	return &InlineStore{Store: storepg.New(pool), pool: pool, defs: defs}, nil
+	return &InlineStore{Store: storepg.New(pool), db: pool, defs: defs}, nil
+}
+
+// Within returns the same store as a part of the caller's transaction, as postgres.Within does: what the caller does there, the events and the read models are committed
+// together.
+func (s *InlineStore) Within(tx pgx.Tx) *InlineStore {
+	return &InlineStore{Store: storepg.Within(tx), db: tx, defs: s.defs}
 }
 
 // Append implements eventstore.Store.
@@ -40,7 +51,7 @@ func (s *InlineStore) Append(ctx context.Context, a eventstore.Append) (eventsto
 
 // AppendAll implements eventstore.Store.
 func (s *InlineStore) AppendAll(ctx context.Context, all []eventstore.Append) (done []eventstore.Appended, err error) {
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
 		done, err = storepg.AppendAll(ctx, tx, all)
 		if err != nil {
 			return err

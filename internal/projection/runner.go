@@ -101,6 +101,16 @@ func NewRunner(o Options, defs ...*Definition) (*Runner, error) {
 // Wake tells the runner that something has been appended, so that it need not wait for its next poll. It never blocks.
 func (r *Runner) Wake() { r.wake.signal() }
 
+// Prepare makes the first generations of the projections where they are missing. Run does so too; a service that appends inline wants them before its first append.
+func (r *Runner) Prepare(ctx context.Context) error {
+	for _, def := range r.defs {
+		if err := r.ensure(ctx, def); err != nil {
+			return fmt.Errorf("preparing projection %s: %w", def.name, err)
+		}
+	}
+	return nil
+}
+
 // Run feeds the projections until ctx is done. Errors of one projection hold no other up; what passes by itself is tried again.
 func (r *Runner) Run(ctx context.Context) error {
 	var wg sync.WaitGroup

@@ -29,8 +29,8 @@ func tables(t *testing.T) *pgxpool.Pool {
 		}
 	})
 	exec(t, s.Pool(), `
-		INSERT INTO orders.orders VALUES ('1', 'c', 'confirmed', 129.90, 'EUR'), ('2', 'c', 'cancelled', 10, 'EUR');
-		INSERT INTO orders.lines VALUES ('1', 'B-1', 2), ('2', 'B-1', 3);
+		INSERT INTO orders.orders_rows (generation, id, customer, status, amount, currency, created_at) VALUES (1, '1', 'c', 'confirmed', 129.90, 'EUR', now()), (1, '2', 'c', 'cancelled', 10, 'EUR', now());
+		INSERT INTO orders.lines_rows VALUES (1, '1', 'B-1', 2), (1, '2', 'B-1', 3);
 		INSERT INTO inventory.reservations (order_id, released_at) VALUES ('1', NULL), ('2', now());
 		INSERT INTO inventory.lines VALUES (1, 'B-1', 2), (2, 'B-1', 3);
 		UPDATE inventory.stock SET available = 8;

@@ -1,10 +1,10 @@
-// Package orders is the service that knows what was ordered, and whether it was delivered.
+// Package orders is the service that knows what was ordered, and what has become of it. An order is event-sourced: its truth is its stream in the event store, order.go
+// says what can happen to it, and readmodel.go what it looks like from outside.
 package orders
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 
@@ -13,119 +13,166 @@ import (
 
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/effect"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/goods"
-	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/money"
+	"github.com/vextrus/saga-operator/internal/aggregate"
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/kernel"
+	"github.com/vextrus/saga-operator/internal/postgres"
+	"github.com/vextrus/saga-operator/internal/projection"
 )
 
-const schema = `
-CREATE TABLE IF NOT EXISTS orders.orders (
-    id         text PRIMARY KEY,
-    customer   text NOT NULL,
-    status     text NOT NULL CHECK (status IN ('pending', 'confirmed', 'cancelled')),
-    amount     numeric NOT NULL CHECK (amount > 0),
-    currency   text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
-);
-
-CREATE TABLE IF NOT EXISTS orders.lines (
-    order_id text NOT NULL REFERENCES orders.orders,
-    sku      text NOT NULL,
-    quantity bigint NOT NULL CHECK (quantity > 0),
-    PRIMARY KEY (order_id, sku)
-);
-`
-
 // An order as it is shown.
-const shown = `SELECT id AS "order", customer, status, amount::text, currency,
+const shown = `SELECT id AS "order", customer, status, amount::text, currency, nullif(tracking, '') AS tracking,
     (SELECT json_agg(json_build_object('sku', sku, 'quantity', quantity) ORDER BY sku) FROM orders.lines WHERE order_id = id) AS lines
 FROM orders.orders`
 
-type service struct{ *effect.Service }
+// Service is the HTTP service and the read model's runner.
+type Service struct {
+	*effect.Service
+	runner *projection.Runner
+	store  *projection.InlineStore
+	log    *slog.Logger
+}
 
-// New makes the service and its tables.
-func New(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (*effect.Service, error) {
-	s := service{effect.New(pool, "orders", log)}
+// New makes the service, the event store and its tables in the pool's database.
+func New(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (*Service, error) {
+	if err := postgres.Migrate(ctx, pool.Config().ConnString()); err != nil {
+		return nil, err
+	}
+	s := &Service{Service: effect.New(pool, "orders", log), log: log}
 	if err := s.Setup(ctx, schema); err != nil {
+		return nil, err
+	}
+	def := ReadModel()
+	var err error
+	if s.store, err = projection.NewInlineStore(pool, def); err != nil {
+		return nil, err
+	}
+	if s.runner, err = projection.NewRunner(projection.Options{Pool: pool, Store: s.store, Logger: log, Inline: []*projection.Definition{def}}); err != nil {
+		return nil, err
+	}
+	if err := s.runner.Prepare(ctx); err != nil {
 		return nil, err
 	}
 	s.Handle("POST /orders", s.create)
 	s.Handle("POST /orders/{order}/confirm", s.confirm)
+	s.Handle("POST /orders/{order}/fulfil", s.fulfil)
 	s.Handle("POST /orders/{order}/cancel", s.cancel)
 	s.Look("GET /orders", `SELECT coalesce(json_agg(o), '[]')::text FROM (`+shown+` ORDER BY created_at DESC, id LIMIT 1000) o`)
 	s.Look("GET /orders/{order}", `SELECT row_to_json(o)::text FROM (`+shown+` WHERE id = $1) o`)
-	return s.Service, nil
+	s.Look("GET /orders/{order}/events", `SELECT json_agg(json_build_object('version', version, 'type', type, 'at', recorded_at, 'data', data) ORDER BY version)::text
+		FROM event_store WHERE stream = 'order-' || $1::text HAVING count(*) > 0`)
+	return s, nil
 }
 
-func (s service) create(r *effect.Request) (effect.Effect, error) {
+// Run has the read model built anew where that is asked for, until ctx is done.
+func (s *Service) Run(ctx context.Context) error { return s.runner.Run(ctx) }
+
+// repository is that of the orders, within the transaction of an effect: the idempotency key, the events and the read model are committed together.
+func (s *Service) repository(tx pgx.Tx, key string) (*aggregate.Repository[*Order, State], aggregate.Option, error) {
+	r, err := aggregate.NewRepository(s.store.Within(tx), kind, aggregate.Options[*Order]{Logger: s.log})
+	return r, aggregate.WithMetadata(eventstore.Metadata{CausationID: key}), err
+}
+
+func (s *Service) create(r *effect.Request) (effect.Effect, error) {
 	var in struct {
 		Order    string       `json:"order"`
 		Customer string       `json:"customer"`
 		Lines    []goods.Line `json:"lines"`
-		Total    money.Money  `json:"total"`
+		Total    kernel.Money `json:"total"`
 	}
 	if err := r.Decode(&in); err != nil {
 		return effect.Effect{}, err
 	}
-	if err := errors.Join(effect.CheckOrder(in.Order), goods.Check(in.Lines), in.Total.Check()); err != nil {
+	if err := errors.Join(effect.CheckOrder(in.Order), goods.Check(in.Lines)); err != nil {
 		return effect.Effect{}, err
 	}
-	if in.Customer == "" || len(in.Customer) > 200 {
-		return effect.Effect{}, errors.New("customer: 1 to 200 bytes are needed")
+	lines := make([]Line, len(in.Lines))
+	for i, l := range in.Lines {
+		quantity, err := kernel.NewQuantity(l.Quantity)
+		if err != nil {
+			return effect.Effect{}, err
+		}
+		lines[i] = Line{SKU: l.SKU, Quantity: quantity}
+	}
+	// What every order must be is an invariant of the aggregate; a request that cannot become an order is refused before its key is used up.
+	if err := (State{}).Evolve(OrderPlaced{Customer: in.Customer, Lines: lines, Total: in.Total}).Validate(); err != nil {
+		return effect.Effect{}, err
 	}
 	return effect.Effect{Verb: "create", Order: in.Order, Status: http.StatusCreated, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
 		if err := s.Act(ctx, tx, in.Order); err != nil {
 			return effect.Result{}, err
 		}
-		batch := &pgx.Batch{}
-		batch.Queue(`INSERT INTO orders.orders (id, customer, status, amount, currency) VALUES ($1, $2, 'pending', $3, $4)`,
-			in.Order, in.Customer, in.Total.Amount.String(), in.Total.Currency)
-		for _, l := range in.Lines {
-			batch.Queue(`INSERT INTO orders.lines (order_id, sku, quantity) VALUES ($1, $2, $3)`, in.Order, l.SKU, l.Quantity)
+		repo, because, err := s.repository(tx, r.Key)
+		if err != nil {
+			return effect.Result{}, err
 		}
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-			return effect.Result{}, fmt.Errorf("creating order %s: %w", in.Order, err)
+		if _, err := repo.Create(ctx, in.Order, func(o *Order) error { return o.Place(in.Customer, lines, in.Total) }, because); err != nil {
+			return effect.Result{}, refusal(err, in.Order)
 		}
-		return changed(in.Order, "pending"), nil
+		return changed(in.Order, Pending), nil
 	}}, nil
 }
 
-func (s service) confirm(r *effect.Request) (effect.Effect, error) {
+// refusal makes definite answers of the errors that are one.
+func refusal(err error, order string) error {
+	var violated *aggregate.InvariantError
+	switch {
+	case errors.Is(err, aggregate.ErrNotFound):
+		return effect.Refuse(http.StatusNotFound, "there is no order %s", order)
+	case errors.Is(err, aggregate.ErrExists):
+		return effect.Refuse(http.StatusConflict, "order %s has been placed already", order)
+	case errors.As(err, &violated):
+		return effect.Refuse(http.StatusUnprocessableEntity, "order %s: %v", order, violated.Err)
+	default:
+		return err
+	}
+}
+
+// update makes an effect of a command on an order that is there.
+func (s *Service) update(r *effect.Request, verb string, becomes Status, command func(*Order) error) (effect.Effect, error) {
 	order, err := r.Order()
-	return effect.Effect{Verb: "confirm", Order: order, Status: http.StatusOK, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
-		var status string
-		err := tx.QueryRow(ctx, `SELECT status FROM orders.orders WHERE id = $1 FOR UPDATE`, order).Scan(&status)
-		switch {
-		case errors.Is(err, pgx.ErrNoRows):
-			return effect.Result{}, effect.Refuse(http.StatusNotFound, "there is no order %s", order)
-		case err != nil:
-			return effect.Result{}, fmt.Errorf("looking up order %s: %w", order, err)
-		case status == "cancelled":
-			return effect.Result{}, effect.Refuse(http.StatusConflict, "order %s is cancelled", order)
-		case status == "confirmed":
-			return effect.Result{}, effect.Refuse(http.StatusConflict, "order %s is confirmed already", order)
+	return effect.Effect{Verb: verb, Order: order, Status: http.StatusOK, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
+		repo, because, err := s.repository(tx, r.Key)
+		if err != nil {
+			return effect.Result{}, err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE orders.orders SET status = 'confirmed' WHERE id = $1`, order); err != nil {
-			return effect.Result{}, fmt.Errorf("confirming order %s: %w", order, err)
+		if _, err := repo.Update(ctx, order, command, because); err != nil {
+			return effect.Result{}, refusal(err, order)
 		}
-		return changed(order, "confirmed"), nil
+		return changed(order, becomes), nil
 	}}, err
+}
+
+func (s *Service) confirm(r *effect.Request) (effect.Effect, error) {
+	return s.update(r, "confirm", Confirmed, (*Order).Confirm)
+}
+
+func (s *Service) fulfil(r *effect.Request) (effect.Effect, error) {
+	var in struct {
+		Tracking string `json:"tracking"`
+	}
+	if err := r.Decode(&in); err != nil {
+		return effect.Effect{}, err
+	}
+	return s.update(r, "fulfil", Fulfilled, func(o *Order) error { return o.Fulfil(in.Tracking) })
 }
 
 // cancel undoes create, and confirm with it.
-func (s service) cancel(r *effect.Request) (effect.Effect, error) {
-	order, err := r.Order()
-	return effect.Effect{Verb: "cancel", Order: order, Status: http.StatusOK, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
-		result := changed(order, "cancelled")
-		var err error
-		if result.Changed, err = s.Undo(ctx, tx, order); err != nil || !result.Changed {
+func (s *Service) cancel(r *effect.Request) (effect.Effect, error) {
+	e, err := s.update(r, "cancel", Cancelled, (*Order).Cancel)
+	do := e.Do
+	e.Do = func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
+		there, err := s.Undo(ctx, tx, e.Order)
+		if err != nil || !there {
+			result := changed(e.Order, Cancelled)
+			result.Changed = false
 			return result, err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE orders.orders SET status = 'cancelled' WHERE id = $1`, order); err != nil {
-			return effect.Result{}, fmt.Errorf("cancelling order %s: %w", order, err)
-		}
-		return result, nil
-	}}, err
+		return do(ctx, tx)
+	}
+	return e, err
 }
 
-func changed(order, status string) effect.Result {
-	return effect.Result{Changed: true, Body: map[string]string{"order": order, "status": status}}
+func changed(order string, status Status) effect.Result {
+	return effect.Result{Changed: true, Body: map[string]string{"order": order, "status": string(status)}}
 }

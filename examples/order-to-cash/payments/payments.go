@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/effect"
-	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/money"
+	"github.com/vextrus/saga-operator/internal/kernel"
 )
 
 // That an order is charged once is the barrier's doing. The tables could hold more, so that a ledger would show it.
@@ -38,17 +38,16 @@ CREATE INDEX IF NOT EXISTS refunds_charge ON payments.refunds (charge);
 
 type service struct {
 	*effect.Service
-	limit money.Amount
+	limit string
 }
 
 // New makes the service and its tables. A card is declined when it is charged more than limit, a decimal such as 1000.00, in whatever
 // currency.
 func New(ctx context.Context, pool *pgxpool.Pool, limit string, log *slog.Logger) (*effect.Service, error) {
-	amount, err := money.Parse(limit)
-	if err != nil {
+	if _, err := kernel.NewMoney(limit, "EUR"); err != nil {
 		return nil, fmt.Errorf("the limit of payments: %w", err)
 	}
-	s := service{effect.New(pool, "payments", log), amount}
+	s := service{effect.New(pool, "payments", log), limit}
 	if err := s.Setup(ctx, schema); err != nil {
 		return nil, err
 	}
@@ -63,25 +62,32 @@ func New(ctx context.Context, pool *pgxpool.Pool, limit string, log *slog.Logger
 
 func (s service) charge(r *effect.Request) (effect.Effect, error) {
 	var in struct {
-		Order  string      `json:"order"`
-		Amount money.Money `json:"amount"`
+		Order  string       `json:"order"`
+		Amount kernel.Money `json:"amount"`
 	}
 	if err := r.Decode(&in); err != nil {
 		return effect.Effect{}, err
 	}
-	if err := errors.Join(effect.CheckOrder(in.Order), in.Amount.Check()); err != nil {
+	if err := effect.CheckOrder(in.Order); err != nil {
 		return effect.Effect{}, err
+	}
+	if in.Amount.Sign() <= 0 {
+		return effect.Effect{}, errors.New("amount: more than nothing is needed")
+	}
+	limit, err := kernel.NewMoney(s.limit, in.Amount.Currency())
+	if err != nil {
+		return effect.Effect{}, fmt.Errorf("the limit of payments: %w", err)
 	}
 	return effect.Effect{Verb: "charge", Order: in.Order, Status: http.StatusCreated, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
 		if err := s.Act(ctx, tx, in.Order); err != nil {
 			return effect.Result{}, err
 		}
-		if in.Amount.Amount.MoreThan(s.limit) {
+		if in.Amount.Minor() > limit.Minor() {
 			return effect.Result{}, effect.Refuse(http.StatusPaymentRequired, "card declined")
 		}
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO payments.charges (order_id, amount, currency) VALUES ($1, $2, $3) RETURNING id`,
-			in.Order, in.Amount.Amount.String(), in.Amount.Currency).Scan(&id)
+			in.Order, in.Amount.Amount(), in.Amount.Currency()).Scan(&id)
 		if err != nil {
 			return effect.Result{}, fmt.Errorf("charging for order %s: %w", in.Order, err)
 		}

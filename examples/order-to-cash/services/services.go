@@ -73,6 +73,7 @@ type Services struct {
 	urls    ordertocash.URLs
 	pool    *pgxpool.Pool
 	names   map[string]*effect.Service
+	orders  *orders.Service
 	ship    *shipping.Service
 	servers []*http.Server
 	cancel  context.CancelFunc
@@ -145,8 +146,8 @@ func open(ctx context.Context, o Options) (*pgxpool.Pool, error) {
 
 // create makes the four services, in the order of their addresses.
 func (s *Services) create(ctx context.Context, o Options) ([]http.Handler, error) {
-	order, err := orders.New(ctx, s.pool, o.Logger)
-	if err != nil {
+	var err error
+	if s.orders, err = orders.New(ctx, s.pool, o.Logger); err != nil {
 		return nil, err
 	}
 	stock, err := inventory.New(ctx, s.pool, o.Stock, o.Logger)
@@ -160,8 +161,8 @@ func (s *Services) create(ctx context.Context, o Options) ([]http.Handler, error
 	if s.ship, err = shipping.New(ctx, s.pool, o.Logger); err != nil {
 		return nil, err
 	}
-	s.names = map[string]*effect.Service{"orders": order, "inventory": stock, "payments": pay, "shipping": s.ship.Service}
-	return []http.Handler{order, stock, pay, s.ship}, nil
+	s.names = map[string]*effect.Service{"orders": s.orders.Service, "inventory": stock, "payments": pay, "shipping": s.ship.Service}
+	return []http.Handler{s.orders, stock, pay, s.ship}, nil
 }
 
 func listen(ctx context.Context, o Options) ([]net.Listener, error) {
@@ -189,6 +190,11 @@ func (s *Services) serve(listeners []net.Listener, handlers []http.Handler, log 
 	// Requests end with this context: one that hangs on purpose must not hold a stop up.
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
+	s.serving.Go(func() {
+		if err := s.orders.Run(ctx); err != nil {
+			s.failed <- fmt.Errorf("keeping the read model of orders: %w", err)
+		}
+	})
 	for i, l := range listeners {
 		server := &http.Server{
 			Handler:           handlers[i],

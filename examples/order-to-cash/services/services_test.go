@@ -90,7 +90,7 @@ func TestDefiniteNos(t *testing.T) {
 		name, method, url, body string
 		want                    reply
 	}{
-		{"too much money", "POST", at.Payments + "/charges", `{"order":"1","amount":{"amount":"99.9901","currency":"EUR"}}`, reply{402, `{"message":"card declined"}`}},
+		{"too much money", "POST", at.Payments + "/charges", `{"order":"1","amount":{"amount":"100.00","currency":"EUR"}}`, reply{402, `{"message":"card declined"}`}},
 		{"exactly the limit", "POST", at.Payments + "/charges", `{"order":"2","amount":{"amount":"99.99","currency":"EUR"}}`, reply{201, `{"id":"charge-1"}`}},
 		{"the last but one is missing", "POST", at.Inventory + "/reservations", `{"order":"1","lines":[{"sku":"B-1","quantity":5},{"sku":"R-9","quantity":2}]}`,
 			reply{409, `{"message":"out of stock: 2 of R-9 wanted, 1 there"}`}},

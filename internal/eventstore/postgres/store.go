@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
@@ -21,12 +22,22 @@ const eventIDConstraint = "event_store_event_id"
 
 // Store implements eventstore.Store on a database that package migrations has brought up to date.
 type Store struct {
-	pool *pgxpool.Pool
+	pool database
 	// committed is called after each commit that appended something.
 	committed func()
 }
 
 var _ eventstore.Store = (*Store)(nil)
+
+// database is a pool or a transaction.
+type database interface {
+	Querier
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// Within returns a store whose reads and appends are a part of the caller's transaction, of READ COMMITTED: they are committed with the rest of it, or not at all. A
+// wrong version leaves the transaction usable; after other errors it can only be rolled back.
+func Within(tx pgx.Tx) *Store { return &Store{pool: tx, committed: func() {}} }
 
 // Option changes how a store works.
 type Option func(*Store)
