@@ -156,6 +156,7 @@ func fromEnvironment(fs *flag.FlagSet, env func(string) (string, bool)) (err err
 func help(fs *flag.FlagSet, out io.Writer) {
 	fmt.Fprint(out, `manager [manager] [flags]   run the saga operator
 manager migrate [flags]     bring the database to the version that this binary knows
+manager grants ROLE         print the SQL that gives a role what the operator needs to run, for whoever owns the schema
 manager projections list [flags]              show the read models: how far they are, and at which event they have stopped
 manager projections rebuild NAME [flags]      build a read model anew beside the one that is live, which it then replaces
 manager projections retry NAME [flags]        have a stopped one try its event again

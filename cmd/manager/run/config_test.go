@@ -116,6 +116,13 @@ func TestVersionAndUnknownCommands(t *testing.T) {
 	if code := Main(t.Context(), []string{"version"}, environ(), &out, &errs); code != exitOK || !strings.Contains(out.String(), Version) {
 		t.Errorf("version: exit code %d, %q", code, out.String())
 	}
+	out.Reset()
+	if code := Main(t.Context(), []string{"grants", `the "role"`}, environ(), &out, &errs); code != exitOK || !strings.Contains(out.String(), `GRANT SELECT, INSERT ON event_store, outbox_events TO "the ""role"""`) {
+		t.Errorf("grants: exit code %d, %q", code, out.String())
+	}
+	if code := Main(t.Context(), []string{"grants"}, environ(), &out, &errs); code != exitUsage {
+		t.Errorf("grants to nobody: exit code %d", code)
+	}
 	if code := Main(t.Context(), []string{"dance"}, environ(), &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "dance") {
 		t.Errorf("an unknown command: exit code %d, %q", code, errs.String())
 	}

@@ -37,11 +37,18 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 			fmt.Fprintf(stderr, "manager: %v\n", err)
 			return exitUsage
 		}
+	case "grants":
+		if len(args) != 1 {
+			fmt.Fprintln(stderr, "usage: manager grants ROLE")
+			return exitUsage
+		}
+		fmt.Fprint(stdout, postgres.Grants(args[0]))
+		return exitOK
 	case "version":
 		fmt.Fprintf(stdout, "saga-operator %s (%s)\n", Version, revision())
 		return exitOK
 	default:
-		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, projections and version\n", command)
+		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections and version\n", command)
 		return exitUsage
 	}
 	c, err := Parse(args, env, stderr)
