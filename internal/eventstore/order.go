@@ -62,7 +62,7 @@ func ParseView(epoch int32, snapshot string) (View, error) {
 	var err1, err2 error
 	v.Min, err1 = strconv.ParseUint(lower, 10, 64)
 	v.Max, err2 = strconv.ParseUint(upper, 10, 64)
-	ok := ok1 && ok2 && err1 == nil && err2 == nil && v.Min <= v.Max
+	ok := ok1 && ok2 && err1 == nil && err2 == nil && v.Min > 0 && v.Min <= v.Max && !strings.HasSuffix(list, ",") // there is no transaction 0
 	for list != "" && ok {
 		var one string
 		one, list, _ = strings.Cut(list, ",")

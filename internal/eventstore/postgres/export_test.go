@@ -17,6 +17,12 @@ func (g *Gathering) AwaitQueued(t testing.TB, n int) {
 	g.await(t, func() bool { return len(g.queue) == n })
 }
 
+// AwaitFlushers waits until so many flushes are under way.
+func (g *Gathering) AwaitFlushers(t testing.TB, n int) {
+	t.Helper()
+	g.await(t, func() bool { return g.active == n && len(g.busy) == n })
+}
+
 func (g *Gathering) await(t testing.TB, reached func() bool) {
 	t.Helper()
 	for t.Context().Err() == nil {

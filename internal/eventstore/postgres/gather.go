@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/semaphore"
@@ -52,6 +54,8 @@ type pending struct {
 	done      chan struct{}
 	result    result
 	abandoned bool // guarded by Gathering.mu
+	// rivals expect a version of the same stream too. At most one of them can be right, so they are not sent: what becomes of this append tells what becomes of them.
+	rivals []*pending
 }
 
 // NewGathering returns a store on a pool that runs up to so many flushes at once; two are enough to keep the database busy while results are handed out.
@@ -144,9 +148,11 @@ func (g *Gathering) take(done []*pending) []*pending {
 	defer g.mu.Unlock()
 	for _, p := range done {
 		delete(g.busy, p.append.Stream)
+		p.rivals = nil
 	}
 	var batch, rest []*pending
 	bytes := 0
+	leaders := make(map[string]*pending, min(len(g.queue), maxFlush))
 	passed := map[string]bool{} // a stream whose append was left waiting: those behind it wait too
 	for i, p := range g.queue {
 		if len(batch) == maxFlush {
@@ -160,7 +166,10 @@ func (g *Gathering) take(done []*pending) []*pending {
 		case (len(batch) == 0 || bytes+p.bytes <= maxFlushBytes) && !g.busy[stream] && !passed[stream]:
 			bytes += p.bytes
 			g.busy[stream] = true
+			leaders[stream] = p
 			batch = append(batch, p)
+		case leaders[stream] != nil && !passed[stream] && p.append.Expected != eventstore.AnyVersion:
+			leaders[stream].rivals = append(leaders[stream].rivals, p)
 		default:
 			passed[stream] = true
 			rest = append(rest, p)
@@ -179,7 +188,9 @@ func (g *Gathering) flush(batch []*pending) {
 	defer func() {
 		if r := recover(); r != nil {
 			for _, p := range batch {
-				g.finish(p, result{err: fmt.Errorf("appending to stream %s: %w: panic: %v", p.append.Stream, eventstore.ErrUnavailable, r)})
+				for _, p := range append(p.rivals, p) {
+					g.finish(p, result{err: fmt.Errorf("appending to stream %s: %w: panic: %v", p.append.Stream, eventstore.ErrUnavailable, r)})
+				}
 			}
 		}
 	}()
@@ -193,6 +204,7 @@ func (g *Gathering) flush(batch []*pending) {
 			done, err := g.Store.Append(ctx, *p.append)
 			g.finish(p, result{done, err})
 		}
+		g.settleRivals(ctx, batch)
 		return
 	}
 	if err == nil {
@@ -205,6 +217,69 @@ func (g *Gathering) flush(batch []*pending) {
 			g.finish(p, results[i])
 		}
 	}
+	g.settleRivals(ctx, batch)
+}
+
+// settleRivals answers the appends that the batch's own have made losers, at once instead of one flush each. One that may still win, or that the stream may have already, waits
+// for the next flush, ahead of those that came later.
+func (g *Gathering) settleRivals(ctx context.Context, batch []*pending) {
+	var lost, again []*pending
+	at := map[*pending]int64{}
+	for _, leader := range batch {
+		version, known := leader.result.version()
+		for _, p := range leader.rivals {
+			if known && p.append.Expected != version {
+				lost, at[p] = append(lost, p), version
+			} else {
+				again = append(again, p)
+			}
+		}
+	}
+	ids := make([]uuid.UUID, len(lost))
+	for i, p := range lost {
+		ids[i] = p.append.Events[0].ID
+	}
+	repeated, err := g.recorded(ctx, ids)
+	for _, p := range lost {
+		if err != nil || repeated[p.append.Events[0].ID] {
+			again = append(again, p)
+			continue
+		}
+		g.finish(p, result{err: &eventstore.WrongVersionError{Stream: p.append.Stream, Expected: p.append.Expected, Actual: at[p]}})
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.queue = append(again, g.queue...)
+}
+
+// version is that of the stream after an append, where its result says so.
+func (r result) version() (int64, bool) {
+	var wrong *eventstore.WrongVersionError
+	switch {
+	case errors.As(r.err, &wrong):
+		return wrong.Actual, true
+	case r.err == nil && !r.done.Repeated:
+		return r.done.Version, true
+	default:
+		return 0, false
+	}
+}
+
+// recorded returns which of some events the store has.
+func (g *Gathering) recorded(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]bool, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	rows, err := g.pool.Query(ctx, `SELECT event_id FROM event_store WHERE event_id = ANY ($1)`, ids)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	known := make(map[uuid.UUID]bool, len(found))
+	for _, id := range found {
+		known[id] = true
+	}
+	return known, err
 }
 
 // send does a batch in one call.

@@ -143,3 +143,45 @@ func TestACallerWhoGivesUpBeforeItsFlushHasAppendedNothing(t *testing.T) {
 		t.Errorf("the append that was given up is at version %d, %v", v, err)
 	}
 }
+
+func TestRivalsForAVersionAreAnsweredByOneFlush(t *testing.T) {
+	t.Parallel()
+	pool := open(t, throwaway.Database(t), nil)
+	store := storepg.NewGathering(pool, 1)
+	first := eventstore.Append{Stream: "s-1", Events: []eventstore.Event{event(), event()}}
+	if _, err := store.Append(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	busy := eventstore.Append{Stream: "other", Events: []eventstore.Event{event()}}
+	at := func(expected int64) eventstore.Append {
+		return eventstore.Append{Stream: "s-1", Expected: expected, Events: []eventstore.Event{event()}}
+	}
+	// In this order: one that wins, one that loses to it, one that the stream has already, one that expects what the winner makes, one that was wrong anyhow.
+	rivals := []eventstore.Append{at(2), at(2), first, at(3), at(9)}
+	answers := make([]<-chan error, len(rivals))
+	var wait func() []error
+	heldUp(t, pool, func() {
+		wait = appendAll(t, store, []eventstore.Append{busy})
+		store.AwaitFlush(t)
+		for i, a := range rivals {
+			answers[i] = later(t.Context(), store, a)
+			store.AwaitQueued(t, i+1)
+		}
+	})
+	if err := errors.Join(wait()...); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []int64{0, 3, 0, 0, 3} { // the version that a loser is told; 0: it succeeds
+		err := <-answers[i]
+		var wrong *eventstore.WrongVersionError
+		switch {
+		case want == 0 && err != nil, want > 0 && !errors.As(err, &wrong):
+			t.Errorf("rival %d: %v", i, err)
+		case want > 0 && wrong.Actual != want:
+			t.Errorf("rival %d is told version %d, want %d", i, wrong.Actual, want)
+		}
+	}
+	if v, err := store.Version(t.Context(), "s-1"); err != nil || v != 4 {
+		t.Errorf("the stream is at version %d, %v; want 4", v, err)
+	}
+}

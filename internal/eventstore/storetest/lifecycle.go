@@ -269,7 +269,7 @@ func stream(uid uuid.UUID) string { return "saga-" + uid.String() }
 func (f *fixture) finishedAt(uid uuid.UUID) time.Time {
 	f.t.Helper()
 	at := f.load(stream(uid), 3, 1)[0].RecordedAt
-	for !time.Now().After(at.Add(50 * time.Microsecond)) { //nolint:revive // the clock needs no help
+	for !time.Now().After(at.Add(50 * time.Microsecond)) {
 	}
 	return at
 }
