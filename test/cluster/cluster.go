@@ -219,6 +219,7 @@ func (c *Cluster) log(name string) (*os.File, error) {
 // startEnvironment starts etcd and kube-apiserver and installs the CRDs.
 func (c *Cluster) startEnvironment(ctx context.Context) error {
 	started := make(chan error, 1)
+	programs := []string{c.env.ControlPlane.Etcd.Path, c.env.ControlPlane.APIServer.Path} // Start writes where they stand
 	go func() {
 		_, err := c.env.Start()
 		started <- err
@@ -232,7 +233,7 @@ func (c *Cluster) startEnvironment(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		// envtest knows no context, but gives up without its programs.
-		err := errors.Join(os.Remove(c.env.ControlPlane.Etcd.Path), os.Remove(c.env.ControlPlane.APIServer.Path), c.guard.Close())
+		err := errors.Join(os.Remove(programs[0]), os.Remove(programs[1]), c.guard.Close())
 		return errors.Join(fmt.Errorf("starting etcd and kube-apiserver: %w", ctx.Err()), err, <-started)
 	}
 }
