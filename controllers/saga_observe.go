@@ -3,6 +3,8 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -104,6 +106,7 @@ func (r *SagaReconciler) define(s *sighting) {
 	}
 	s.observed.Suspend, s.observed.Cancel = s.object.Spec.Suspend, s.object.Spec.Cancel
 	s.observed.CreatedBy = s.object.Annotations[v1.CreatedByAnnotation]
+	s.observed.Labels = labels(s.object.Labels)
 	if s.note.recorded || s.object.Status.RecordedVersion > 0 {
 		return
 	}
@@ -113,4 +116,16 @@ func (r *SagaReconciler) define(s *sighting) {
 		return
 	}
 	s.observed.Definition, s.observed.Input = &def, input
+}
+
+// labels are those of a saga that its messages carry: the first ones by name, where there are too many.
+func labels(all map[string]string) map[string]string {
+	if len(all) <= engine.MaxLabels {
+		return all
+	}
+	some := make(map[string]string, engine.MaxLabels)
+	for _, name := range slices.Sorted(maps.Keys(all))[:engine.MaxLabels] {
+		some[name] = all[name]
+	}
+	return some
 }

@@ -116,7 +116,7 @@ func stepOf(state *saga.State) string {
 }
 
 func underWay(f *saga.EffectState) bool {
-	return f.Status == saga.InProgress || f.Status == saga.Waiting
+	return f.Status.UnderWay() || f.Status == saga.Waiting
 }
 
 // reasonOf says in a few words why the saga is not simply going forward.
@@ -132,6 +132,8 @@ func reasonOf(state *saga.State) string {
 	for i := range state.Steps {
 		if do := &state.Steps[i].Do; do.Status == saga.Waiting {
 			return "retrying: " + text(do.Message, do.Reason)
+		} else if do.Status == saga.Accepted {
+			return "waiting for the answer to " + state.Steps[i].Name
 		}
 	}
 	return ""
@@ -174,7 +176,7 @@ func stepStatusOf(step *saga.StepState) v1.StepStatus {
 
 func stepPhaseOf(step *saga.StepState) v1.StepPhase {
 	switch step.Compensation.Status {
-	case saga.InProgress, saga.Waiting:
+	case saga.InProgress, saga.Accepted, saga.Waiting:
 		return v1.StepCompensating
 	case saga.Done:
 		return v1.StepCompensated
@@ -182,7 +184,7 @@ func stepPhaseOf(step *saga.StepState) v1.StepPhase {
 		return v1.StepCompensationFailed
 	}
 	switch step.Do.Status {
-	case saga.InProgress:
+	case saga.InProgress, saga.Accepted:
 		return v1.StepRunning
 	case saga.Waiting:
 		return v1.StepRetrying

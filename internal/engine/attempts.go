@@ -83,6 +83,9 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 		Saga: participant.Identity{UID: s.UID, Namespace: s.Namespace, Name: s.Name}, Attempt: a,
 		Key: a.Key(s.UID), With: with, TraceParent: traceParent(s.UID, a),
 	})
+	if res.Accepted {
+		return saga.Outcome{Attempt: a, Accepted: true, AnswerWithin: min(res.AnswerWithin, participant.MaxAnswerWithin)}
+	}
 	if res.Kind != saga.Succeeded {
 		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 
 // DefaultWorkers is how many attempts run at once when Options does not say.
 const DefaultWorkers = 512
+
+// MaxLabels is how many labels of a saga its messages carry. Each message has them, and each row of the outbox.
+const MaxLabels = 64
 
 // maxRounds bounds how often one Advance loads again after losing a compare-and-set. Losing more often means that somebody else moves this
 // saga; the key comes back by itself.
@@ -39,6 +43,8 @@ type Observation struct {
 	Input      json.RawMessage
 	// CreatedBy is the user who made the saga.
 	CreatedBy string
+	// Labels are those of its object, at most MaxLabels of them.
+	Labels map[string]string
 	// Suspend, Cancel and Delete are what the user wants now.
 	Suspend, Cancel, Delete bool
 }
@@ -147,9 +153,13 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 	}
 	r.looked = true
 	outcomes := r.waiting()
+	answers, err := e.answers(ctx, r, plan)
+	if err != nil {
+		return false, err
+	}
 	events := plan.Decide(r.state, saga.Input{
 		Now: e.Clock().UTC().Truncate(time.Microsecond), Random: e.Random(), Start: start,
-		Suspend: r.observed.Suspend, Cancel: r.observed.Cancel, Delete: r.observed.Delete, Outcomes: outcomes,
+		Suspend: r.observed.Suspend, Cancel: r.observed.Cancel, Delete: r.observed.Delete, Outcomes: slices.Concat(outcomes, answers),
 	})
 	if len(events) == 0 && cached && !r.state.Phase.Terminal() {
 		if fresh, err := e.fresh(ctx, r); !fresh {
@@ -164,7 +174,8 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 	r.plan = plan
 	r.recorded(len(outcomes))
 	e.runDifference(r)
-	return true, nil
+	// An answer may have come before the acceptance was recorded. Nobody tells of it again, so it is looked for now.
+	return !slices.ContainsFunc(events, func(ev saga.Event) bool { return ev.EventType() == saga.AttemptAccepted{}.EventType() }), nil
 }
 
 // planFor returns the plan of a saga, and its first event where it is still to be recorded.
@@ -184,7 +195,7 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 		return nil, nil, err
 	}
 	return &saga.SagaStarted{
-		UID: r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy,
+		UID: r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
 		Definition: *r.observed.Definition, Input: r.observed.Input,
 	}, plan, nil
 }

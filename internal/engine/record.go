@@ -62,6 +62,7 @@ func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State)
 func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event) error {
 	next := saga.Fold(r.state, events...)
 	a := eventstore.Append{Stream: StreamOf(r.key.UID), Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
+	notices := r.state.Notices
 	for i, ev := range events {
 		id, err := uuid.NewV7()
 		if err != nil {
@@ -76,8 +77,13 @@ func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events
 			meta.Actor = started.CreatedBy
 		}
 		a.Events[i] = eventstore.Event{ID: id, Type: typ, SchemaVersion: schema, Data: data, Metadata: meta}
-		if m, ok := message(next, r.state.Version+int64(i)+1, ev); ok {
-			m.ID, m.Metadata = id, meta
+		if n, told := saga.NoticeOf(ev); told {
+			notices++
+			m, err := message(next, n, notices, r.state.Version+int64(i)+1)
+			if err != nil {
+				return err
+			}
+			m.ID = id
 			a.Messages = append(a.Messages, m)
 		}
 	}
@@ -116,7 +122,7 @@ func stateRow(s saga.State, plan *saga.Plan) (eventstore.SagaState, error) {
 	}, nil
 }
 
-// lifecycle is what a message tells the world about a saga. Outputs and inputs are not in it: they are between the saga and its participants.
+// lifecycle is what a message tells the world about a saga.
 type lifecycle struct {
 	UID       string `json:"uid"`
 	Namespace string `json:"namespace"`
@@ -129,43 +135,21 @@ type lifecycle struct {
 	Message string `json:"message,omitempty"`
 }
 
-// message returns what the world is told about an event; false for events that are nobody else's business.
-func message(s saga.State, version int64, ev saga.Event) (eventstore.Message, bool) {
-	l := lifecycle{UID: s.UID, Namespace: s.Namespace, Name: s.Name, Version: version}
-	var what string
-	switch ev := ev.(type) {
-	case saga.SagaStarted:
-		what = "Started"
-	case saga.AttemptSucceeded:
-		what, l.Step = "StepSucceeded", ev.Step
-		if ev.Direction == saga.Compensation {
-			what = "StepCompensated"
-		}
-	case saga.AttemptFailed:
-		if ev.Outcome != saga.Rejected && !ev.RetryAt.IsZero() {
-			return eventstore.Message{}, false
-		}
-		what, l.Step, l.Reason, l.Message = "StepFailed", ev.Step, ev.Reason, ev.Message
-		switch {
-		case ev.Direction == saga.Compensation:
-			what = "CompensationFailed"
-		case ev.Outcome == saga.Rejected:
-			what = "StepRejected"
-		}
-	case saga.SagaCompensating:
-		what, l.Step, l.Cause, l.Reason, l.Message = "Compensating", ev.Step, string(ev.Cause), ev.Reason, ev.Message
-	case saga.SagaCompleted:
-		what = "Completed"
-	case saga.SagaCompensated:
-		what = "Compensated"
-	case saga.SagaParked:
-		what, l.Step, l.Reason, l.Message = "Parked", ev.Step, ev.Reason, ev.Message
-	default:
-		return eventstore.Message{}, false
-	}
-	data, err := json.Marshal(l)
+// message is what the world is told by a notice, the nth of the saga, about the event that led to a version of it.
+func message(s saga.State, n saga.Notice, nth, version int64) (eventstore.Message, error) {
+	data, err := json.Marshal(lifecycle{
+		UID: s.UID, Namespace: s.Namespace, Name: s.Name, Version: version, Step: n.Step, Cause: n.Cause, Reason: n.Reason, Message: n.Message,
+	})
 	if err != nil {
-		return eventstore.Message{}, false // strings and a number: it cannot fail
+		return eventstore.Message{}, fmt.Errorf("encoding what the world is told: %w", err)
 	}
-	return eventstore.Message{Type: MessageTypePrefix + what, Key: s.UID, Data: data}, true
+	return eventstore.Message{
+		Type: MessageTypePrefix + n.What, Key: s.UID, Source: SourceOf(s.Namespace), Subject: s.Name, Namespace: s.Namespace, Labels: s.Labels, Sequence: nth, Data: data,
+		Metadata: eventstore.Metadata{CorrelationID: s.UID, TraceParent: traceParent(s.UID, n.Attempt)},
+	}, nil
+}
+
+// SourceOf is the CloudEvents source of the messages of a namespace's sagas: the path under which they are found at the API server.
+func SourceOf(namespace string) string {
+	return "/apis/saga.vextrus.io/v1/namespaces/" + namespace + "/sagas"
 }

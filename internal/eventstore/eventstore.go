@@ -83,10 +83,17 @@ type Message struct {
 	// Type names what happened, for example saga.vextrus.io/v1.SagaCompleted; Key orders messages: those with one key are published in order.
 	Type string
 	Key  string
-	// Destination is where the message is to go; empty for whoever wants its type.
+	// Destination is the sink that alone is to have the message; empty for all that want it.
 	Destination string
-	Data        json.RawMessage
-	Metadata    Metadata
+	// Source says in which context it happened, as a URI reference; Subject what it happened to.
+	Source, Subject string
+	// Namespace is whose message it is, and Labels what its owner has put on that: sinks select by them.
+	Namespace string
+	Labels    map[string]string
+	// Sequence counts the messages of the key from 1, without gaps, so that whoever receives them can see that one is missing; 0 where nobody counts.
+	Sequence int64
+	Data     json.RawMessage
+	Metadata Metadata
 }
 
 // RecordedMessage is a message as it stands in the outbox.
@@ -94,6 +101,8 @@ type RecordedMessage struct {
 	Message
 	// Position is a place in the outbox, with gaps.
 	Position int64
+	// RecordedAt is the database's time of the append.
+	RecordedAt time.Time
 }
 
 // Expected versions that are not a version.
@@ -126,6 +135,24 @@ type Appended struct {
 	// come to it has seen the events.
 	Repeated bool
 }
+
+// Answer is what a participant says, later, of an attempt that it had accepted: it happened, or it was rejected.
+type Answer struct {
+	UID uuid.UUID
+	// Step and Direction name the effect. An answer is to the effect, whichever of its attempts led to it.
+	Step, Direction string
+	// Rejected is a definite no, with a Reason (one word for programs) and a Message (for people).
+	Rejected        bool
+	Reason, Message string
+	// Response is what output expressions see as response: a JSON object.
+	Response json.RawMessage
+}
+
+// Limits of an answer.
+const (
+	MaxAnswerBytes     = 1 << 20
+	MaxAnswerTextBytes = 1 << 10
+)
 
 // Snapshot is the stored fold of a stream up to a version. It only saves time: without it the stream is folded from its first event.
 type Snapshot struct {
@@ -174,6 +201,13 @@ type Store interface {
 	UnfinishedSagas(ctx context.Context, after uuid.UUID, limit int) ([]SagaState, error)
 	// SagaState returns the state row of one saga; ErrNotFound when there is none.
 	SagaState(ctx context.Context, uid uuid.UUID) (SagaState, error)
+	// PutAnswer keeps the answer to an effect of a saga that has not finished. It reports false where that has an answer already, has finished, or is not known: nothing is
+	// changed then.
+	PutAnswer(ctx context.Context, a Answer) (bool, error)
+	// Answers returns the answers to the effects of a saga, in no order.
+	Answers(ctx context.Context, uid uuid.UUID) ([]Answer, error)
+	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before.
+	TakeAnswered(ctx context.Context, limit int) ([]SagaState, error)
 	// Messages returns up to limit messages of the outbox whose position is greater than after, in the order of their positions. It is for people and tests: a
 	// position is drawn before its transaction commits, so a reader that follows positions alone can pass over a message that commits late.
 	Messages(ctx context.Context, after int64, limit int) ([]RecordedMessage, error)

@@ -86,6 +86,25 @@ func (a *Append) Size() int {
 	return n
 }
 
+// Validate reports, as an ErrInvalid, what is wrong with an answer.
+func (a *Answer) Validate() error {
+	invalid := func(what string) error {
+		return fmt.Errorf("keeping an answer to the %s of step %q of saga %s: %w: %s", a.Direction, a.Step, a.UID, ErrInvalid, what)
+	}
+	switch {
+	case a.UID == uuid.Nil || a.Step == "" || a.Direction == "" || !text(a.Step) || !text(a.Direction):
+		return invalid("it needs a saga, a step and a direction")
+	case len(a.Reason) > MaxAnswerTextBytes || len(a.Message) > MaxAnswerTextBytes || !text(a.Reason) || !text(a.Message):
+		return invalid(fmt.Sprintf("reason and message are text without NUL, of %d bytes at most", MaxAnswerTextBytes))
+	case len(a.Response) > MaxAnswerBytes:
+		return invalid(fmt.Sprintf("its response is %d bytes long, more than the limit of %d", len(a.Response), MaxAnswerBytes))
+	}
+	if what := checkJSON(a.Response); what != "" {
+		return invalid(what)
+	}
+	return nil
+}
+
 // Validate reports, as an ErrInvalid, what is wrong with a snapshot.
 func (s *Snapshot) Validate() error {
 	invalid := func(what string) error {
@@ -119,7 +138,7 @@ func (m *Message) check() string {
 	switch {
 	case m.ID == uuid.Nil || m.Type == "" || m.Key == "" || !text(m.Type) || !text(m.Key) || !text(m.Destination):
 		return "it needs an id, a type and a key, all text without NUL"
-	case !m.Metadata.valid():
+	case !m.Metadata.valid() || !utf8.ValidString(m.Source+m.Subject+m.Namespace):
 		return "its metadata is not UTF-8"
 	default:
 		return checkJSON(m.Data)

@@ -31,6 +31,10 @@ type Call struct {
 // Result is what a call came to.
 type Result struct {
 	Kind saga.OutcomeKind
+	// Accepted says that the participant has taken the attempt and answers later, within AnswerWithin (at most MaxAnswerWithin): the answer comes to the event store, by whatever
+	// way, and without one the outcome is unknown. Kind means nothing then.
+	Accepted     bool
+	AnswerWithin time.Duration
 	// Reason is one CamelCase word for programs, Message a short text for people (at most 1 KiB). Both are empty when it succeeded.
 	Reason  string
 	Message string
@@ -39,6 +43,9 @@ type Result struct {
 	// Response is what output expressions see as `response`: JSON values only.
 	Response map[string]any
 }
+
+// MaxAnswerWithin bounds how long an answer is waited for.
+const MaxAnswerWithin = saga.MaxDeadline
 
 // Participant carries out the effects of one kind.
 type Participant interface {

@@ -74,6 +74,9 @@ func (d *Definition) Ignore(eventTypes ...string) *Definition {
 
 func ignore(context.Context, *Tx, eventstore.Recorded) error { return nil }
 
+// Knows reports whether the projection handles or ignores a type of event.
+func (d *Definition) Knows(eventType string) bool { return d.handlers[eventType] != nil }
+
 // Name is the name of the projection.
 func (d *Definition) Name() string { return d.name }
 

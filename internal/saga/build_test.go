@@ -109,6 +109,20 @@ func (h *history) ends(step string, dir Direction, kind OutcomeKind) []Event {
 	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Kind: kind, Reason: "Because", Message: "because " + step})
 }
 
+// accepts says that a participant has taken the attempt of an effect that is under way, and will answer within a minute.
+func (h *history) accepts(step string, dir Direction) []Event {
+	h.t.Helper()
+	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Accepted: true, AnswerWithin: time.Minute})
+}
+
+// answers says what an attempt came to that was accepted.
+func (h *history) answers(step string, dir Direction, kind OutcomeKind) []Event {
+	h.t.Helper()
+	a := Attempt{Step: step, Direction: dir}
+	a.Number = h.state.effect(a).Attempts
+	return h.decide(Outcome{Attempt: a, Kind: kind, Reason: "Because", Message: "because " + step})
+}
+
 // wake moves time to when the saga wants to be looked at again.
 func (h *history) wake() []Event {
 	h.t.Helper()

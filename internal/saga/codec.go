@@ -3,6 +3,8 @@ package saga
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // SchemaVersion is the version of the stored form of every event so far.
@@ -13,6 +15,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	SagaStarted{}.EventType():      decode[SagaStarted],
 	AttemptStarted{}.EventType():   decode[AttemptStarted],
 	AttemptSucceeded{}.EventType(): decode[AttemptSucceeded],
+	AttemptAccepted{}.EventType():  decode[AttemptAccepted],
 	AttemptFailed{}.EventType():    decode[AttemptFailed],
 	SagaCompensating{}.EventType(): decode[SagaCompensating],
 	SagaCompleted{}.EventType():    decode[SagaCompleted],
@@ -21,6 +24,9 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	SagaSuspended{}.EventType():    decode[SagaSuspended],
 	SagaResumed{}.EventType():      decode[SagaResumed],
 }
+
+// EventTypes returns the names of all events, for whoever has to know them all.
+func EventTypes() []string { return slices.Sorted(maps.Keys(decoders)) }
 
 // Marshal returns the stored form of an event.
 func Marshal(e Event) (typ string, schemaVersion int, data json.RawMessage, err error) {

@@ -15,6 +15,9 @@ const (
 	maxMessageBytes = 1 << 10
 )
 
+// ReasonNoAnswer is the reason of an attempt that was accepted and not answered in time.
+const ReasonNoAnswer = "NoAnswer"
+
 // Input is what has come in from outside since the last decision.
 type Input struct {
 	// Now is the time of the decision.
@@ -25,7 +28,7 @@ type Input struct {
 	Start *SagaStarted
 	// Suspend, Cancel and Delete are what the user wants now.
 	Suspend, Cancel, Delete bool
-	// Outcomes are those of attempts that have ended. One that belongs to no attempt in progress is ignored: it came too late.
+	// Outcomes are those of attempts that have ended. One that belongs to no attempt under way is ignored: it came too late.
 	Outcomes []Outcome
 }
 
@@ -38,6 +41,7 @@ func (p *Plan) Decide(s State, in Input) []Event {
 		return d.events
 	}
 	d.recordOutcomes()
+	d.giveUpAnswers()
 	d.suspendOrResume()
 	d.rollBack()
 	d.startActions()
@@ -81,7 +85,11 @@ func (d *decision) startSaga() {
 func (d *decision) recordOutcomes() {
 	for _, o := range d.in.Outcomes {
 		f := d.state.effect(o.Attempt)
-		if f.Status != InProgress || f.Attempts != o.Attempt.Number {
+		if !f.Status.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
+			continue
+		}
+		if o.Accepted {
+			d.record(AttemptAccepted{At: d.at(), Attempt: o.Attempt, AnswerBy: d.in.Now.Add(max(o.AnswerWithin, 0))})
 			continue
 		}
 		if o.Kind == Succeeded {
@@ -93,6 +101,22 @@ func (d *decision) recordOutcomes() {
 			Reason: clip(o.Reason, maxReasonBytes), Message: clip(o.Message, maxMessageBytes),
 			RetryAt: d.retryAt(o),
 		})
+	}
+}
+
+// giveUpAnswers ends the attempts whose answer has not come in time: nobody knows what became of them.
+func (d *decision) giveUpAnswers() {
+	for i := range d.state.Steps {
+		for _, dir := range []Direction{Action, Compensation} {
+			a := Attempt{Step: d.state.Steps[i].Name, Direction: dir}
+			f := d.state.effect(a)
+			if f.Status != Accepted || d.in.Now.Before(f.AnswerBy) {
+				continue
+			}
+			a.Number = f.Attempts
+			o := Outcome{Attempt: a, Kind: Unknown, Reason: ReasonNoAnswer, Message: "it was accepted, and no answer came by " + f.AnswerBy.Format(time.RFC3339)}
+			d.record(AttemptFailed{At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Reason: o.Reason, Message: o.Message, RetryAt: d.retryAt(o)})
+		}
 	}
 }
 
@@ -238,7 +262,7 @@ func (d *decision) finishRollback() {
 	}
 }
 
-func moving(s EffectStatus) bool { return s == InProgress || s == Waiting }
+func moving(s EffectStatus) bool { return s.UnderWay() || s == Waiting }
 
 // clip shortens a text to so many bytes of valid UTF-8.
 func clip(s string, limit int) string {

@@ -58,6 +58,9 @@ type Outcome struct {
 	Message string
 	// RetryAfter is the pause that the participant asked for; zero when it asked for none.
 	RetryAfter time.Duration
+	// Accepted says that the attempt has not come to an end yet: the participant has taken it, and its answer is waited for AnswerWithin from now. Kind means nothing then.
+	Accepted     bool
+	AnswerWithin time.Duration
 }
 
 // Cause says what began a rollback.
@@ -93,12 +96,14 @@ type (
 	// SagaStarted is the first event of every saga. It freezes what the saga is to do.
 	SagaStarted struct {
 		At
-		UID        string          `json:"uid"`
-		Namespace  string          `json:"namespace"`
-		Name       string          `json:"name"`
-		CreatedBy  string          `json:"createdBy,omitempty"`
-		Definition Definition      `json:"definition"`
-		Input      json.RawMessage `json:"input,omitempty"`
+		UID       string `json:"uid"`
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+		CreatedBy string `json:"createdBy,omitempty"`
+		// Labels are those of the saga's object. Sinks select by them.
+		Labels     map[string]string `json:"labels,omitempty"`
+		Definition Definition        `json:"definition"`
+		Input      json.RawMessage   `json:"input,omitempty"`
 		// DeadlineAt is when the way forward ends; zero when the definition has no deadline.
 		DeadlineAt time.Time `json:"deadlineAt,omitzero"`
 	}
@@ -112,6 +117,12 @@ type (
 		At
 		Attempt
 		Output json.RawMessage `json:"output,omitempty"`
+	}
+	// AttemptAccepted says that the participant has taken the attempt and will answer. Without an answer by AnswerBy its outcome is unknown.
+	AttemptAccepted struct {
+		At
+		Attempt
+		AnswerBy time.Time `json:"answerBy"`
 	}
 	// AttemptFailed says that an attempt ended otherwise. Without RetryAt it was the last one of its effect.
 	AttemptFailed struct {
@@ -157,6 +168,9 @@ func (AttemptStarted) EventType() string { return "AttemptStarted" }
 
 // EventType implements Event.
 func (AttemptSucceeded) EventType() string { return "AttemptSucceeded" }
+
+// EventType implements Event.
+func (AttemptAccepted) EventType() string { return "AttemptAccepted" }
 
 // EventType implements Event.
 func (AttemptFailed) EventType() string { return "AttemptFailed" }

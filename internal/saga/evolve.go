@@ -25,6 +25,9 @@ func (s State) clone() State {
 
 func (s *State) apply(e Event) {
 	s.Version++
+	if _, told := NoticeOf(e); told {
+		s.Notices++
+	}
 	switch e := e.(type) {
 	case SagaStarted:
 		s.start(e)
@@ -35,6 +38,9 @@ func (s *State) apply(e Event) {
 			step.Output = e.Output
 		}
 		s.effect(e.Attempt).succeeded(e)
+	case AttemptAccepted:
+		f := s.effect(e.Attempt)
+		f.Status, f.AnswerBy = Accepted, e.AnswerBy
 	case AttemptFailed:
 		s.effect(e.Attempt).failed(e)
 	case SagaCompensating:
@@ -56,7 +62,7 @@ func (s *State) apply(e Event) {
 }
 
 func (s *State) start(e SagaStarted) {
-	s.UID, s.Namespace, s.Name, s.CreatedBy = e.UID, e.Namespace, e.Name, e.CreatedBy
+	s.UID, s.Namespace, s.Name, s.CreatedBy, s.Labels = e.UID, e.Namespace, e.Name, e.CreatedBy, e.Labels
 	s.Phase = Running
 	s.StartedAt, s.DeadlineAt = e.DecidedAt(), e.DeadlineAt
 	s.Definition, s.Input = e.Definition, e.Input
@@ -70,12 +76,18 @@ func (s *State) end(p Phase, at time.Time) {
 	s.Phase, s.EndedAt, s.Suspended = p, at, false
 }
 
-// giveUpRetries ends the actions that were waiting for another attempt: there is no way forward any more.
+// giveUpRetries ends the actions that were waiting for another attempt, or for an answer: there is no way forward any more. What was accepted may happen, and is undone.
 func (s *State) giveUpRetries(at time.Time) {
 	for i := range s.Steps {
-		if do := &s.Steps[i].Do; do.Status == Waiting {
-			do.Status, do.RetryAt, do.EndedAt = Exhausted, time.Time{}, at
+		do := &s.Steps[i].Do
+		switch do.Status {
+		case Accepted:
+			do.MayHaveHappened = true
+		case Waiting:
+		default:
+			continue
 		}
+		do.Status, do.RetryAt, do.AnswerBy, do.EndedAt = Exhausted, time.Time{}, time.Time{}, at
 	}
 }
 
@@ -97,16 +109,16 @@ func (f *EffectState) started(e AttemptStarted) {
 	if f.Attempts == 0 {
 		f.StartedAt = e.DecidedAt()
 	}
-	f.Status, f.Attempts, f.RetryAt = InProgress, e.Number, time.Time{}
+	f.Status, f.Attempts, f.RetryAt, f.AnswerBy = InProgress, e.Number, time.Time{}, time.Time{}
 }
 
 func (f *EffectState) succeeded(e AttemptSucceeded) {
-	f.Status, f.MayHaveHappened, f.EndedAt = Done, false, e.DecidedAt()
+	f.Status, f.MayHaveHappened, f.EndedAt, f.AnswerBy = Done, false, e.DecidedAt(), time.Time{}
 	f.Reason, f.Message = "", ""
 }
 
 func (f *EffectState) failed(e AttemptFailed) {
-	f.Reason, f.Message = e.Reason, e.Message
+	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
 	if e.Outcome != Retryable { // a definite no settles whatever earlier attempts under the same key left open; "try again" settles nothing
 		f.MayHaveHappened = e.Outcome == Unknown
 	}

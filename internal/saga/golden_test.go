@@ -66,7 +66,19 @@ func goldenHistories(t *testing.T) map[string]*history {
 	parked.ends("charge", Compensation, Rejected)
 	parked.phaseIs(CompensationFailed)
 
-	return map[string]*history{"completed": completed, "compensated": compensated, "parked": parked}
+	answered := begin(t, order)
+	answered.accepts("reserve", Action)
+	answered.answers("reserve", Action, Succeeded)
+	answered.accepts("charge", Action)
+	answered.accepts("label", Action)
+	answered.wake() // an answer does not come
+	answered.wake()
+	answered.answers("label", Action, Rejected)
+	answered.ends("charge", Compensation, Succeeded)
+	answered.accepts("reserve", Compensation)
+	answered.answers("reserve", Compensation, Succeeded)
+
+	return map[string]*history{"completed": completed, "compensated": compensated, "parked": parked, "answered": answered}
 }
 
 func TestHistoriesWrittenByEarlierVersionsStillFold(t *testing.T) {

@@ -86,12 +86,15 @@ func (p *Plan) Wake(s State) time.Time {
 	if s.Phase == Running {
 		sooner(s.DeadlineAt)
 	}
-	if s.Suspended || s.Phase != Running && s.Phase != Compensating {
+	if s.Phase != Running && s.Phase != Compensating {
 		return wake
 	}
 	for i := range s.Steps {
 		for _, f := range []*EffectState{&s.Steps[i].Do, &s.Steps[i].Compensation} {
-			if f.Status == Waiting {
+			switch {
+			case f.Status == Accepted:
+				sooner(f.AnswerBy)
+			case f.Status == Waiting && !s.Suspended:
 				sooner(f.RetryAt)
 			}
 		}
@@ -121,7 +124,7 @@ func (p *Plan) undone(s *State) []bool {
 	for k := len(p.order) - 1; k >= 0; k-- {
 		i := p.order[k]
 		step := &s.Steps[i]
-		undone[i] = step.Do.Status != InProgress && (!p.toUndo(s, i) || step.Compensation.Status == Done) && p.dependentsUndone(i, undone)
+		undone[i] = !step.Do.Status.UnderWay() && (!p.toUndo(s, i) || step.Compensation.Status == Done) && p.dependentsUndone(i, undone)
 	}
 	return undone
 }
@@ -139,7 +142,7 @@ func (p *Plan) dependentsUndone(i int, undone []bool) bool {
 // action itself is still under way it is not: its outcome is about to tell what there is to undo, and an undo that overtakes its action is lost.
 func (p *Plan) compensationReady(s *State, i int, undone []bool) bool {
 	step := &s.Steps[i]
-	return step.Do.Status != InProgress && step.Compensation.Status == NotStarted && p.toUndo(s, i) && p.dependentsUndone(i, undone)
+	return !step.Do.Status.UnderWay() && step.Compensation.Status == NotStarted && p.toUndo(s, i) && p.dependentsUndone(i, undone)
 }
 
 // ErrOutcomeUnknown says that a compensation cannot be rendered because it reads the output of its own action, whose outcome is unknown.

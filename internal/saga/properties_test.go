@@ -18,6 +18,14 @@ type world struct {
 
 // carryOut draws what an attempt comes to, in keeping with the truth: a participant that has done something never says a definite no to the same key.
 func (w *world) carryOut(t *rapid.T, uid string, a Attempt) Outcome {
+	if rapid.IntRange(0, 4).Draw(t, "accepted") == 0 {
+		return Outcome{Attempt: a, Accepted: true, AnswerWithin: time.Duration(rapid.IntRange(0, 3000).Draw(t, "within")) * time.Millisecond}
+	}
+	return w.answer(t, uid, a)
+}
+
+// answer draws the end of an attempt.
+func (w *world) answer(t *rapid.T, uid string, a Attempt) Outcome {
 	key := a.Key(uid)
 	kinds := []OutcomeKind{Succeeded, Succeeded, Succeeded, Retryable, Unknown}
 	if !w.happened[key] {
@@ -99,7 +107,7 @@ func (s *simulation) crash() {
 
 func (s *simulation) act() {
 	inFlight := s.plan.InFlight(s.state)
-	switch rapid.IntRange(0, 11).Draw(s.t, "act") {
+	switch rapid.IntRange(0, 13).Draw(s.t, "act") {
 	case 0:
 		s.in.Suspend = !s.in.Suspend
 		s.decide()
@@ -118,11 +126,37 @@ func (s *simulation) act() {
 		s.decide()
 	case 4:
 		s.crash()
+	case 5:
+		if waiting := accepted(&s.state); len(waiting) > 0 {
+			o := s.world.answer(s.t, s.state.UID, rapid.SampledFrom(waiting).Draw(s.t, "answered"))
+			if o.Kind == Retryable && s.world.happened[o.Attempt.Key(s.state.UID)] {
+				o.Kind = Unknown // it cannot say that what it accepted did not happen
+			}
+			s.decide(o)
+		}
+	case 6: // what was accepted happens, whether or not the answer comes
+		if waiting := accepted(&s.state); len(waiting) > 0 {
+			s.world.happened[rapid.SampledFrom(waiting).Draw(s.t, "done").Key(s.state.UID)] = true
+		}
 	default:
 		if len(inFlight) > 0 {
 			s.decide(s.world.carryOut(s.t, s.state.UID, rapid.SampledFrom(inFlight).Draw(s.t, "attempt")))
 		}
 	}
+}
+
+// accepted are the attempts whose answers are waited for.
+func accepted(s *State) (all []Attempt) {
+	for i := range s.Steps {
+		for _, dir := range []Direction{Action, Compensation} {
+			a := Attempt{Step: s.Steps[i].Name, Direction: dir}
+			if f := s.effect(a); f.Status == Accepted {
+				a.Number = f.Attempts
+				all = append(all, a)
+			}
+		}
+	}
+	return all
 }
 
 // settle lets everything end that can end by itself.
@@ -198,6 +232,7 @@ type checker struct {
 	attempts     map[string]int
 	done         map[string]bool
 	mayHave      map[string]bool
+	accepted     map[string]bool
 	compensating int
 	ended        bool
 }
@@ -206,7 +241,7 @@ func TestEveryHistoryKeepsTheLaws(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := simulate(t)
-		c := &checker{t: t, plan: s.plan, inFlight: map[string]bool{}, attempts: map[string]int{}, done: map[string]bool{}, mayHave: map[string]bool{}}
+		c := &checker{t: t, plan: s.plan, inFlight: map[string]bool{}, attempts: map[string]int{}, done: map[string]bool{}, mayHave: map[string]bool{}, accepted: map[string]bool{}}
 		for _, e := range s.events {
 			c.check(e)
 		}
@@ -223,6 +258,11 @@ func (c *checker) check(e Event) {
 	case AttemptSucceeded:
 		c.checkEnd(e.Attempt)
 		c.done[e.Key("")], c.mayHave[e.Key("")] = true, false
+	case AttemptAccepted:
+		if key := e.Key(""); !c.inFlight[key] || c.accepted[key] || e.AnswerBy.Before(e.DecidedAt()) {
+			c.t.Fatalf("%s was accepted, but was not under way, or twice, or with a time to answer that is over", e.Attempt)
+		}
+		c.accepted[e.Key("")] = true
 	case AttemptFailed:
 		c.checkEnd(e.Attempt)
 		if e.Outcome != Retryable {
@@ -234,6 +274,11 @@ func (c *checker) check(e Event) {
 	case SagaCompensating:
 		if c.compensating++; c.compensating > 1 {
 			c.t.Fatal("there is a second way into rollback")
+		}
+		for key := range c.accepted { // an action that was accepted is not waited for any more
+			if c.accepted[key] && strings.HasSuffix(key, "/action") {
+				c.inFlight[key], c.mayHave[key] = false, true
+			}
 		}
 	case SagaCompleted, SagaCompensated, SagaParked:
 		c.ended = true
@@ -249,7 +294,7 @@ func (c *checker) checkEnd(a Attempt) {
 	if !c.inFlight[a.Key("")] || c.attempts[a.Key("")] != a.Number {
 		c.t.Fatalf("%s ended, but was not under way", a)
 	}
-	c.inFlight[a.Key("")] = false
+	c.inFlight[a.Key("")], c.accepted[a.Key("")] = false, false
 }
 
 func (c *checker) checkStart(a Attempt) {

@@ -30,6 +30,8 @@ const (
 	NotStarted EffectStatus = ""
 	// InProgress: an attempt has been started and has not ended.
 	InProgress EffectStatus = "InProgress"
+	// Accepted: the participant has taken the attempt and answers later. No call is under way.
+	Accepted EffectStatus = "Accepted"
 	// Waiting: an attempt failed and another will start at RetryAt.
 	Waiting EffectStatus = "Waiting"
 	// Done: it happened.
@@ -40,6 +42,9 @@ const (
 	Exhausted EffectStatus = "Exhausted"
 )
 
+// UnderWay reports whether an attempt has been started and has not ended.
+func (s EffectStatus) UnderWay() bool { return s == InProgress || s == Accepted }
+
 // EffectState is the fold of all events about one effect.
 type EffectState struct {
 	Status   EffectStatus `json:"status,omitempty"`
@@ -49,8 +54,10 @@ type EffectState struct {
 	StartedAt       time.Time `json:"startedAt,omitzero"`
 	EndedAt         time.Time `json:"endedAt,omitzero"`
 	RetryAt         time.Time `json:"retryAt,omitzero"`
-	Reason          string    `json:"reason,omitempty"`
-	Message         string    `json:"message,omitempty"`
+	// AnswerBy is until when an answer is waited for, while the status is Accepted.
+	AnswerBy time.Time `json:"answerBy,omitzero"`
+	Reason   string    `json:"reason,omitempty"`
+	Message  string    `json:"message,omitempty"`
 }
 
 // StepState is the fold of all events about one step.
@@ -87,11 +94,25 @@ type State struct {
 	EndedAt    time.Time   `json:"endedAt,omitzero"`
 	DeadlineAt time.Time   `json:"deadlineAt,omitzero"`
 	Steps      []StepState `json:"steps,omitempty"`
+	// Notices is how many notices the events had.
+	Notices int64 `json:"notices,omitempty"`
 
 	// Definition and Input come from the first event and are not repeated in the stored state.
 	Definition Definition      `json:"-"`
 	Input      json.RawMessage `json:"-"`
 	CreatedBy  string          `json:"createdBy,omitempty"`
+	// Labels are those that the saga had when it started.
+	Labels map[string]string `json:"-"`
+}
+
+// Awaits reports whether some effect waits for its participant's answer.
+func (s *State) Awaits() bool {
+	for i := range s.Steps {
+		if s.Steps[i].Do.Status == Accepted || s.Steps[i].Compensation.Status == Accepted {
+			return true
+		}
+	}
+	return false
 }
 
 // Step returns the state of the named step, or nil.

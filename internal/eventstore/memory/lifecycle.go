@@ -53,6 +53,7 @@ func (s *Store) RemoveFinished(ctx context.Context, before time.Time, limit int)
 		}
 		delete(s.snaps, name)
 		delete(s.states, uid)
+		delete(s.answers, uid)
 		delete(s.finished, uid)
 	}
 	return len(uids), nil

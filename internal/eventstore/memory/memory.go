@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ type Store struct {
 	finished map[uuid.UUID]time.Time
 	snaps    map[string]eventstore.Snapshot
 	messages []eventstore.RecordedMessage
+	answers  map[uuid.UUID][]*answer
 	position int64
 }
 
@@ -44,7 +46,7 @@ var _ eventstore.Store = (*Store)(nil)
 func New() *Store {
 	return &Store{
 		streams: map[string]*stream{}, ids: map[uuid.UUID]bool{}, txids: map[int64]uint64{}, states: map[uuid.UUID]eventstore.SagaState{},
-		finished: map[uuid.UUID]time.Time{}, snaps: map[string]eventstore.Snapshot{},
+		finished: map[uuid.UUID]time.Time{}, snaps: map[string]eventstore.Snapshot{}, answers: map[uuid.UUID][]*answer{},
 	}
 }
 
@@ -176,8 +178,8 @@ func (s *Store) commit(a *eventstore.Append, now time.Time) int64 {
 		}
 	}
 	for _, m := range a.Messages {
-		m.Data = bytes.Clone(m.Data)
-		s.messages = append(s.messages, eventstore.RecordedMessage{Message: m, Position: int64(len(s.messages)) + 1})
+		m.Data, m.Labels = bytes.Clone(m.Data), maps.Clone(m.Labels)
+		s.messages = append(s.messages, eventstore.RecordedMessage{Message: m, Position: int64(len(s.messages)) + 1, RecordedAt: now})
 	}
 	return st.version
 }

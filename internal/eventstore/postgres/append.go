@@ -109,7 +109,7 @@ func (c *call) add(a *eventstore.Append, of int32) error {
 	}
 	for i := range a.Messages {
 		m := &a.Messages[i]
-		meta, err := encodeMetadata(m.Metadata)
+		meta, err := EncodeEnvelope(m)
 		if err != nil {
 			return err
 		}

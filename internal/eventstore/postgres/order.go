@@ -40,15 +40,9 @@ func ReadAll(ctx context.Context, q Querier, from eventstore.Checkpoint, filter 
 	if limit < 1 {
 		return eventstore.NewPage(nil, from, from, false, 0), nil
 	}
-	limit = min(limit, math.MaxInt32) // what read_events takes, and few enough for the bound not to overflow
-	w := window{from: from, limit: limit, bound: max(from.Floor, from.Position) + max(minSpan, int64(limit)*spanPerEvent)}
-	var untilEpoch *int32
-	var until *string
-	if from.Until != nil {
-		text := from.Until.Snapshot()
-		untilEpoch, until = &from.Until.Epoch, &text
-	}
-	rows, err := q.Query(ctx, readSQL, from.Done.Epoch, running(from.Done), strconv.FormatUint(max(from.Done.Max, 1), 10), from.Floor, from.Position, w.bound, limit,
+	w := newWindow(from, limit)
+	untilEpoch, until := w.until()
+	rows, err := q.Query(ctx, readSQL, from.Done.Epoch, running(from.Done), strconv.FormatUint(max(from.Done.Max, 1), 10), from.Floor, from.Position, w.bound, w.limit,
 		orNone(filter.Categories), orNone(filter.Types), untilEpoch, until)
 	if err != nil {
 		return eventstore.Page{}, Classified(fmt.Errorf("reading all events: %w", err))
@@ -62,18 +56,37 @@ func ReadAll(ctx context.Context, q Querier, from eventstore.Checkpoint, filter 
 	if err := rows.Err(); err != nil {
 		return eventstore.Page{}, Classified(fmt.Errorf("reading all events: %w", err))
 	}
-	return w.page()
+	c, next, more, last, err := w.settle(len(w.events), func(i int) int64 { return w.events[i].Position })
+	if err != nil {
+		return eventstore.Page{}, err
+	}
+	return eventstore.NewPage(w.events, c, next, more, max(w.top-last, 0)), nil
 }
 
 // window is one page being read.
 type window struct {
-	from   eventstore.Checkpoint
-	limit  int
-	bound  int64 // the last position that is looked at
-	view   string
-	epoch  int32
-	top    int64
-	events []eventstore.Recorded
+	from     eventstore.Checkpoint
+	limit    int
+	bound    int64 // the last position that is looked at
+	view     string
+	epoch    int32
+	top      int64
+	events   []eventstore.Recorded
+	messages []eventstore.RecordedMessage
+}
+
+func newWindow(from eventstore.Checkpoint, limit int) window {
+	limit = min(limit, math.MaxInt32) // what the functions take, and few enough for the bound not to overflow
+	return window{from: from, limit: limit, bound: max(from.Floor, from.Position) + max(minSpan, int64(limit)*spanPerEvent)}
+}
+
+// until is the view up to which a backlog is read, as the functions take it.
+func (w *window) until() (epoch *int32, snapshot *string) {
+	if w.from.Until == nil {
+		return nil, nil
+	}
+	text := w.from.Until.Snapshot()
+	return &w.from.Until.Epoch, &text
 }
 
 func (w *window) scan(rows pgx.Rows) error {
@@ -95,30 +108,28 @@ func (w *window) scan(rows pgx.Rows) error {
 	return json.Unmarshal(metadata, &w.events[len(w.events)-1].Metadata)
 }
 
-// page makes the page and the checkpoint behind it.
-func (w *window) page() (eventstore.Page, error) {
-	c := w.from
+// settle returns the checkpoint of the window, the one behind what was found in it, n entries at some positions, and whether there is more. last is the last position looked at.
+func (w *window) settle(n int, position func(i int) int64) (c, next eventstore.Checkpoint, more bool, last int64, err error) {
+	c = w.from
 	if c.Until == nil {
 		view, err := eventstore.ParseView(w.epoch, w.view)
 		if err != nil {
-			return eventstore.Page{}, err
+			return c, c, false, 0, err
 		}
 		c.Until, c.UntilFloor = &view, w.top
 	}
-	next := c
-	last := w.bound
+	next, last = c, w.bound
 	switch {
-	case len(w.events) == w.limit:
-		last = w.events[w.limit-1].Position
+	case n == w.limit:
+		last = position(n - 1)
 		next.Position = last
-	case w.bound >= c.UntilFloor: // everything up to the newest event of the window has been looked at
+	case w.bound >= c.UntilFloor: // everything up to the newest entry of the window has been looked at
 		next = eventstore.Checkpoint{Done: *c.Until, Floor: c.UntilFloor}
 		last = max(c.UntilFloor, c.Position)
 	default:
 		next.Position = w.bound
 	}
-	more := next.Until != nil || w.top > c.UntilFloor
-	return eventstore.NewPage(w.events, c, next, more, max(w.top-last, 0)), nil
+	return c, next, next.Until != nil || w.top > c.UntilFloor, last, nil
 }
 
 // running is the transactions of a view as PostgreSQL reads them.

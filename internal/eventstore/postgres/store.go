@@ -168,7 +168,7 @@ func scanState(row pgx.CollectableRow) (eventstore.SagaState, error) {
 
 // Messages implements eventstore.Store.
 func (s *Store) Messages(ctx context.Context, after int64, limit int) ([]eventstore.RecordedMessage, error) {
-	rows, err := s.pool.Query(ctx, `SELECT position, message_id, type, key, destination, data, metadata
+	rows, err := s.pool.Query(ctx, `SELECT `+messageColumns+`
 		FROM outbox_events WHERE position > $1 ORDER BY position LIMIT $2`, after, max(limit, 0))
 	if err != nil {
 		return nil, Classified(fmt.Errorf("reading the outbox: %w", err))
@@ -176,10 +176,11 @@ func (s *Store) Messages(ctx context.Context, after int64, limit int) ([]eventst
 	messages, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (eventstore.RecordedMessage, error) {
 		var m eventstore.RecordedMessage
 		var metadata []byte
-		if err := row.Scan(&m.Position, &m.ID, &m.Type, &m.Key, &m.Destination, (*[]byte)(&m.Data), &metadata); err != nil {
+		if err := row.Scan(&m.Position, &m.ID, &m.Type, &m.Key, &m.Destination, (*[]byte)(&m.Data), &metadata, &m.RecordedAt); err != nil {
 			return m, err
 		}
-		return m, json.Unmarshal(metadata, &m.Metadata)
+		m.RecordedAt = m.RecordedAt.UTC()
+		return m, DecodeEnvelope(metadata, &m.Message)
 	})
 	if err != nil {
 		return nil, Classified(fmt.Errorf("reading the outbox: %w", err))

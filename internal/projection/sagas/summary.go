@@ -16,7 +16,7 @@ func Summary() *projection.Definition {
 		On("SagaParked", move[saga.SagaParked](saga.CompensationFailed)).
 		On("SagaCompleted", end[saga.SagaCompleted](saga.Completed)).
 		On("SagaCompensated", end[saga.SagaCompensated](saga.Compensated)).
-		Ignore("AttemptStarted", "AttemptSucceeded", "AttemptFailed", "SagaSuspended", "SagaResumed")
+		Ignore("AttemptStarted", "AttemptAccepted", "AttemptSucceeded", "AttemptFailed", "SagaSuspended", "SagaResumed")
 }
 
 // definitionOf names the definition of a saga; sagas bring their own steps.

@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/expression"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// answers returns the outcomes of the attempts that were accepted and have been answered. The answer is to the effect: whichever of its attempts the participant had in mind,
+// it is the latest one that is waited for.
+func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]saga.Outcome, error) {
+	if !r.state.Awaits() {
+		return nil, nil
+	}
+	uid, err := uuid.Parse(r.key.UID)
+	if err != nil {
+		return nil, fmt.Errorf("reading the saga's uid: %w", err)
+	}
+	all, err := e.Store.Answers(ctx, uid)
+	if err != nil {
+		return nil, err
+	}
+	var outcomes []saga.Outcome
+	for i := range all {
+		step := r.state.Step(all[i].Step)
+		if step == nil {
+			continue
+		}
+		f := &step.Do
+		if saga.Direction(all[i].Direction) == saga.Compensation {
+			f = &step.Compensation
+		}
+		if f.Status == saga.Accepted {
+			outcomes = append(outcomes, e.answered(r, plan, &all[i], f.Attempts))
+		}
+	}
+	return outcomes, nil
+}
+
+// answered is what an attempt came to by its answer.
+func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, number int) saga.Outcome {
+	o := saga.Outcome{Attempt: saga.Attempt{Step: a.Step, Direction: saga.Direction(a.Direction), Number: number}, Kind: saga.Succeeded}
+	if a.Rejected {
+		o.Kind, o.Reason, o.Message = saga.Rejected, a.Reason, a.Message
+		return o
+	}
+	value, err := expression.Decode(a.Response)
+	response, ok := value.(map[string]any)
+	if err == nil && !ok {
+		err = fmt.Errorf("the answer to %s is not a JSON object", o.Attempt)
+	}
+	if err == nil {
+		o.Output, err = plan.Output(r.state, o.Attempt, response)
+	}
+	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
+		o.Kind, o.Reason, o.Message = saga.Unknown, reasonOutput, err.Error()
+	}
+	return o
+}
+
+// Answered calls yield with the key of every saga that has an answer which nobody has been told of, until there is none. Whoever drives the engine asks now and then, and
+// when something has been committed.
+func (e *Engine) Answered(ctx context.Context, yield func(Key)) error {
+	const page = 100
+	for {
+		some, err := e.Store.TakeAnswered(ctx, page)
+		if err != nil {
+			return fmt.Errorf("looking for sagas with new answers: %w", err)
+		}
+		for _, s := range some {
+			yield(Key{Namespace: s.Namespace, Name: s.Name, UID: s.UID.String()})
+		}
+		if len(some) == 0 {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package outbox_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/outbox"
+)
+
+// childURL names the database in the environment of a process that only relays, until it is killed.
+const childURL = "OUTBOX_TEST_CHILD"
+
+const (
+	childPage  = 40
+	childBatch = 8
+)
+
+// child relays to its standard output: each line is a message that its reader has for good.
+func child(url string) int {
+	ctx := context.Background()
+	pool, err := openPool(ctx, url)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	relay, err := outbox.NewRelay(outbox.Options{Pool: pool, Page: childPage, Lease: time.Second, Shards: 2})
+	if err == nil {
+		err = relay.Set(ctx, to(&lines{}))
+	}
+	if err == nil {
+		err = relay.Run(ctx)
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// lines publishes by writing lines.
+type lines struct{ mu sync.Mutex }
+
+func (*lines) Check(context.Context) error { return nil }
+func (*lines) Close() error                { return nil }
+func (*lines) Limits() outbox.Limits       { return outbox.Limits{Batch: childBatch, Parallel: 2} }
+
+func (l *lines) Publish(_ context.Context, all []outbox.Message) []error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	errs := make([]error, len(all))
+	for i := range all {
+		if rand.IntN(50) == 0 { // some messages fail, so that processes are killed while they park some, too
+			errs[i] = outbox.Errorf(outbox.Failed, outbox.ReasonRefused, "not this time")
+			continue
+		}
+		if _, err := fmt.Fprintf(os.Stdout, "%s %d\n", all[i].Key, all[i].Sequence); err != nil {
+			errs[i] = err
+		}
+	}
+	return errs
+}
+
+func TestARelayThatIsKilledLosesNothingAndRepeatsNoMoreThanItHadInHand(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const keys, each, kills = 40, 60, 12
+	r.flood(1, 1) // the readers begin behind this
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := relay.Set(r.ctx, to(&lines{})); err != nil {
+		t.Fatal(err)
+	}
+	feeding := make(chan struct{})
+	go func() {
+		defer close(feeding)
+		for range each {
+			for k := range keys {
+				r.commit(r.message("k" + strconv.Itoa(k)))
+			}
+		}
+	}()
+	var taken []outbox.Message
+	for range kills {
+		taken = append(taken, runChild(r, 200+rand.IntN(60))...)
+	}
+	<-feeding
+	all := map[string]int64{}
+	for len(all) < keys*each { // the last one goes on until everything has come
+		taken = append(taken, runChild(r, 200)...)
+		for _, m := range taken {
+			all[m.Key+" "+strconv.FormatInt(m.Sequence, 10)] = 1
+		}
+	}
+	// What a shard had in hand: the pages between two checkpoints, which are put down at least every so many messages.
+	if err := complete(settled(taken), r.counts, (kills+50)*2*2*childPage); err != nil {
+		t.Error(err)
+	}
+}
+
+// settled cuts what repeats at the end, where the last process was killed in the middle of a repetition.
+func settled(taken []outbox.Message) []outbox.Message {
+	highest := map[string]int64{}
+	last := 0
+	for i, m := range taken {
+		if m.Sequence > highest[m.Key] {
+			highest[m.Key] = m.Sequence
+			last = i
+		}
+	}
+	cut := taken[:last+1]
+	behind := map[string]int64{}
+	for _, m := range cut {
+		behind[m.Key] = m.Sequence
+	}
+	for key, n := range behind { // a key that was being repeated goes on after the cut
+		for _, m := range taken[last+1:] {
+			if m.Key == key && m.Sequence == n+1 {
+				cut = append(cut, m)
+				n++
+			}
+		}
+	}
+	return cut
+}
+
+// runChild runs a process that relays, kills it after it has published so many messages or has been quiet for a while, and returns what it published.
+func runChild(r *rig, after int) (taken []outbox.Message) {
+	r.t.Helper()
+	cmd := exec.CommandContext(r.ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), childURL+"="+r.url)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = r.t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	const quiet = 4 * time.Second // longer than the lease of the one before lasts
+	timer := time.AfterFunc(quiet, func() { _ = cmd.Process.Kill() })
+	reader := bufio.NewReader(out)
+	for {
+		line, err := reader.ReadString('\n')
+		if err != nil {
+			if line != "" || !errors.Is(err, io.EOF) {
+				r.t.Logf("the last line is %q: %v", line, err)
+			}
+			break
+		}
+		timer.Reset(quiet)
+		var m outbox.Message
+		key, n, _ := strings.Cut(strings.TrimSpace(line), " ")
+		m.Key = key
+		if m.Sequence, err = strconv.ParseInt(n, 10, 64); err != nil {
+			r.t.Fatal(err)
+		}
+		if taken = append(taken, m); len(taken) == after {
+			_ = cmd.Process.Kill()
+		}
+	}
+	timer.Stop()
+	_ = cmd.Wait() // it was killed
+	return taken
+}
+
+func TestAStaleRelayPublishesNothingBeyondWhatItHadInHand(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	gate := make(chan struct{})
+	var once sync.Once
+	began := make(chan struct{}, 1000)
+	stale := &slow{gate: gate, began: began, batch: 4}
+	first, stopFirst := r.relay(outbox.Options{Shards: 1, Page: 100}, to(stale))
+	_ = first
+	r.flood(20, 5)
+	<-began // it has a batch in hand
+	if _, err := r.pool.Exec(r.ctx, `UPDATE outbox_readers SET lease_epoch = lease_epoch + 1, owner = 'thief', lease_until = now() + interval '1 hour'`); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("it is told that its lease is lost", func() bool { return stale.given.Load() })
+	once.Do(func() { close(gate) })
+	if _, err := r.pool.Exec(r.ctx, `UPDATE outbox_readers SET lease_until = '-infinity'`); err != nil {
+		t.Fatal(err)
+	}
+	stopFirst()
+	if n := stale.calls.Load(); n != 1 {
+		t.Errorf("the stale relay called the broker %d times", n)
+	}
+	var published int64
+	if err := r.pool.QueryRow(r.ctx, `SELECT published FROM outbox_readers`).Scan(&published); err != nil || published != 0 {
+		t.Errorf("it counted %d messages, %v", published, err)
+	}
+}
+
+func TestSeveralRelaysShareTheShardsAndOneThatGoesLeavesItsPart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	shared := &gathered{}
+	_, stopA := r.relay(outbox.Options{Owner: "a", Lease: 2 * time.Second, Shards: 4}, to(shared.publisher("a")))
+	r.eventually("one relay has all shards", func() bool { return r.owners()["a"] == 4 })
+	r.relay(outbox.Options{Owner: "b", Lease: 2 * time.Second}, to(shared.publisher("b")))
+	r.eventually("two relays have two each", func() bool { return r.owners()["a"] == 2 && r.owners()["b"] == 2 })
+	const keys, each = 40, 50
+	r.flood(keys, each/2)
+	r.eventually("half is published", func() bool { return shared.len() >= keys*each/2 })
+	stopA()
+	for n := each/2 + 1; n <= each; n++ {
+		for k := range keys {
+			r.commit(eventstore.Message{ID: uuid.New(), Type: "test.Happened", Key: fmt.Sprintf("key-%d", k+1), Source: "/tests", Sequence: int64(n), Data: json.RawMessage(`1`)})
+		}
+	}
+	r.eventually("all is published", func() bool { return shared.len() >= keys*each })
+	if err := complete(shared.all(), flooded(keys, each), 0); err != nil {
+		t.Error(err)
+	}
+	if by := shared.by(); by["a"] == 0 || by["b"] == 0 {
+		t.Errorf("published were %v", by)
+	}
+	r.eventually("the other has all shards", func() bool { return r.owners()["b"] == 4 })
+}

@@ -1,0 +1,85 @@
+package saga
+
+import (
+	"testing"
+	"time"
+)
+
+var twoSteps = Definition{Steps: []Step{step("pay", attempts(2), undo()), step("ship", after("pay"), undo())}}
+
+func TestAnAcceptedAttemptIsNotUnderWayAndItsAnswerEndsIt(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.accepts("pay", Action)
+	h.inFlightAre()
+	if w := h.plan.Wake(h.state); !w.Equal(h.now.Add(time.Minute)) {
+		t.Errorf("it wants to be woken at %s", w)
+	}
+	if !h.state.Awaits() {
+		t.Error("it does not say that it waits")
+	}
+	h.answers("pay", Action, Succeeded)
+	h.inFlightAre("ship/action")
+	if h.state.Awaits() {
+		t.Error("it still waits")
+	}
+}
+
+func TestAnAnswerThatComesBeforeTheAcceptanceIsTheEndAsWell(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	late := h.inFlight("pay", Action)
+	h.ends("pay", Action, Succeeded)
+	h.decide(Outcome{Attempt: late, Accepted: true, AnswerWithin: time.Minute})
+	h.inFlightAre("ship/action")
+}
+
+func TestAnAnswerThatDoesNotComeLeavesTheOutcomeUnknownAndTheAttemptIsRepeated(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.accepts("pay", Action)
+	h.now = h.now.Add(time.Minute - time.Nanosecond)
+	if events := h.decide(); len(events) > 0 {
+		t.Errorf("too early it decided %v", types(events))
+	}
+	h.wake()
+	if f := h.state.Steps[0].Do; f.Status != Waiting || !f.MayHaveHappened || f.Reason != ReasonNoAnswer {
+		t.Errorf("the action is %+v", f)
+	}
+	h.answers("pay", Action, Succeeded) // between two attempts nobody waits
+	if f := h.state.Steps[0].Do; f.Status != Waiting {
+		t.Errorf("the action is %+v", f)
+	}
+	h.wake()
+	h.accepts("pay", Action)
+	h.wake()
+	h.phaseIs(Compensating)
+	h.inFlightAre("pay/compensation")
+}
+
+func TestARollbackDoesNotWaitForAnAnswerAndUndoesWhatWasAccepted(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.accepts("pay", Action)
+	h.in.Cancel = true
+	h.decide()
+	h.inFlightAre("pay/compensation")
+	h.answers("pay", Action, Rejected)
+	h.inFlightAre("pay/compensation")
+	h.accepts("pay", Compensation)
+	h.answers("pay", Compensation, Succeeded)
+	h.phaseIs(Compensated)
+}
+
+func TestASuspendedSagaStillTakesAnswers(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.accepts("pay", Action)
+	h.in.Suspend = true
+	h.decide()
+	h.answers("pay", Action, Succeeded)
+	h.inFlightAre()
+	h.in.Suspend = false
+	h.decide()
+	h.inFlightAre("ship/action")
+}
