@@ -80,12 +80,12 @@ type SagaState struct {
 type Message struct {
 	// ID is a UUIDv7; the id of the event it reports where there is one.
 	ID uuid.UUID
-	// Type names what happened, for example saga.vextrus.io/v1.SagaCompleted; Key orders messages: those with one key are published in order.
+	// Type names what happened, for example io.vextrus.saga.Completed; Key orders messages: those with one key are published in order.
 	Type string
 	Key  string
 	// Destination is the sink that alone is to have the message; empty for all that want it.
 	Destination string
-	// Source says in which context it happened, as a URI reference; Subject what it happened to.
+	// Source says in which context it happened, as a URI reference, for example the address of the service; Subject what it happened to.
 	Source, Subject string
 	// Namespace is whose message it is, and Labels what its owner has put on that: sinks select by them.
 	Namespace string

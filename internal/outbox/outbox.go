@@ -112,4 +112,6 @@ type Sink struct {
 	Retry     Retry
 	// Timeout bounds one call of the publisher; 10 s by default.
 	Timeout time.Duration
+	// Replies is the address (a subject, topic or queue) at which answers to messages arrive; empty where there are none. The publisher has to be a Listener then.
+	Replies string
 }

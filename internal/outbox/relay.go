@@ -18,7 +18,7 @@ import (
 const (
 	DefaultShards = 4
 	DefaultLease  = 10 * time.Second
-	DefaultPage   = 1000
+	DefaultPage   = 2000
 	// superviseEvery is how often shards are looked for that nobody publishes.
 	superviseEvery = time.Second
 )
@@ -38,6 +38,8 @@ type Options struct {
 	Page    int
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
+	// OnReply, where given, gets what arrives at the sinks' reply addresses. After an error the message comes again.
+	OnReply func(ctx context.Context, sink string, in Incoming) error
 }
 
 // Relay publishes the messages of an outbox to sinks. Any number of processes may run one each: leases in the database share the shards among them, evenly, and one that has
@@ -53,6 +55,7 @@ type Relay struct {
 	metrics *metrics
 	wake    wake
 	changed chan struct{} // the sinks have
+	onReply func(ctx context.Context, sink string, in Incoming) error
 
 	mu    sync.Mutex
 	sinks map[string]*served
@@ -82,7 +85,7 @@ func NewRelay(o Options) (*Relay, error) {
 	if o.Shards < 0 || o.Shards > maxShards {
 		return nil, fmt.Errorf("making a relay: %d shards are not between 1 and %d", o.Shards, maxShards)
 	}
-	r := &Relay{pool: o.Pool, owner: o.Owner, lease: o.Lease, shards: o.Shards, page: o.Page, size: o.Partition, log: o.Logger, changed: make(chan struct{}, 1), sinks: map[string]*served{}}
+	r := &Relay{pool: o.Pool, owner: o.Owner, lease: o.Lease, shards: o.Shards, page: o.Page, size: o.Partition, log: o.Logger, changed: make(chan struct{}, 1), onReply: o.OnReply, sinks: map[string]*served{}}
 	if r.owner == "" {
 		host, _ := os.Hostname() // a name for people; without it the rest is enough
 		r.owner = host + "_" + uuid.NewString()
@@ -127,7 +130,9 @@ func (r *Relay) Set(ctx context.Context, s Sink) error {
 	own, cancel := context.WithCancel(context.Background())
 	r.mu.Lock()
 	old := r.sinks[s.ID]
-	r.sinks[s.ID] = &served{sink: s, ctx: own, cancel: cancel, shards: map[int]*held{}}
+	now := &served{sink: s, ctx: own, cancel: cancel, shards: map[int]*held{}}
+	r.sinks[s.ID] = now
+	r.listen(now)
 	r.mu.Unlock()
 	r.end(old)
 	r.nudge()
@@ -157,6 +162,43 @@ func (r *Relay) end(s *served) {
 		}
 		r.nudge() // its shards are free
 	}()
+}
+
+// listen hands over the answers that arrive at a sink's broker, for as long as the sink is there. All relays do, as one group.
+func (r *Relay) listen(s *served) {
+	from, ok := s.sink.Publisher.(Listener)
+	if s.sink.Replies == "" || r.onReply == nil || !ok {
+		return
+	}
+	s.wg.Go(func() {
+		for pause := minUnavailable; s.ctx.Err() == nil; pause = min(pause*2, maxUnavailable) {
+			began := time.Now()
+			err := from.Listen(s.ctx, s.sink.Replies, replyGroup, func(ctx context.Context, in Incoming) error { return r.onReply(ctx, s.sink.Name, in) })
+			if s.ctx.Err() != nil {
+				return
+			}
+			if time.Since(began) > maxUnavailable {
+				pause = minUnavailable
+			}
+			r.log.Warn("the answers at a sink's broker are not heard at the moment; it is tried again", "sink", s.sink.Name, "address", s.sink.Replies, "error", err)
+			_ = sleep(s.ctx, pause)
+		}
+	})
+}
+
+// replyGroup is the group as which all relays of an operator listen.
+const replyGroup = "saga-operator"
+
+// Sink returns the sink of a name, where this process publishes to it.
+func (r *Relay) Sink(name string) (Sink, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sinks {
+		if s.sink.Name == name {
+			return s.sink, true
+		}
+	}
+	return Sink{}, false
 }
 
 func (r *Relay) nudge() {

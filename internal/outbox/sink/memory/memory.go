@@ -15,6 +15,8 @@ type Publisher struct {
 	Fault func(ctx context.Context, m *outbox.Message) error
 	// Discard has messages encoded as for any other destination, and not kept.
 	Discard bool
+	// Mode is how messages are encoded; Binary by default.
+	Mode outbox.Mode
 	// Sizes are what Limits returns; 256 messages in one call at a time by default.
 	Sizes outbox.Limits
 
@@ -34,7 +36,7 @@ func (p *Publisher) Publish(ctx context.Context, all []outbox.Message) []error {
 			errs[i] = p.Fault(ctx, &all[i])
 		}
 		if errs[i] == nil {
-			_, errs[i] = all[i].Encode(outbox.Binary, "ce-")
+			_, errs[i] = all[i].Encode(p.Mode, "ce-")
 		}
 		if errs[i] == nil {
 			took = append(took, all[i])
@@ -60,7 +62,12 @@ func (p *Publisher) Publish(ctx context.Context, all []outbox.Message) []error {
 }
 
 // Check implements outbox.Publisher.
-func (*Publisher) Check(context.Context) error { return nil }
+func (p *Publisher) Check(context.Context) error {
+	if p.Closed() {
+		return outbox.Errorf(outbox.Unavailable, outbox.ReasonConnectionFailed, "looking at the destination: the publisher is closed")
+	}
+	return nil
+}
 
 // Limits implements outbox.Publisher.
 func (p *Publisher) Limits() outbox.Limits {

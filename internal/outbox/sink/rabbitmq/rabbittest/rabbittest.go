@@ -1,0 +1,218 @@
+// Package rabbittest runs RabbitMQ for tests: a server of its own, in a temporary directory, on free ports of the loopback address, gone with the process that started it.
+//
+// It needs an installed rabbitmq-server. Where there is none, tests are skipped with a line that says so; where CI is true, they fail.
+package rabbittest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/vextrus/saga-operator/internal/guard"
+	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
+)
+
+// What a server has. Both users have the same password, which no error may show.
+const (
+	// Username may do everything, in both virtual hosts; Reader may only read, and only in "/".
+	Username = "saga"
+	Reader   = "reader"
+	Password = sinktest.Secret
+	// OtherVHost is a virtual host besides "/".
+	OtherVHost = "shop/eu"
+	// MaxMessageBytes is how large a message may be.
+	MaxMessageBytes = 1 << 20
+)
+
+const (
+	startTimeout = 60 * time.Second
+	killAfter    = 10 * time.Second
+	pause        = 20 * time.Millisecond
+	logTail      = 4000 // bytes of the server's log in an error
+	tries        = 3
+)
+
+// errMissing says that there is nothing to run.
+var errMissing = errors.New("rabbitmq-server is not installed (Debian: apt install --no-install-recommends rabbitmq-server)")
+
+// Server is a RabbitMQ server. Start, Stop and Close are not to be called concurrently.
+type Server struct {
+	guard      *guard.Guard
+	bin        string
+	credential *syscall.Credential
+	ports      struct{ amqp, node, epmd int }
+
+	server, epmd *process
+}
+
+// Start starts a server. The caller must Close it. If the caller dies without doing so, the server is ended and its data is removed all the same.
+func Start(ctx context.Context) (*Server, error) {
+	bin, err := find()
+	if err != nil {
+		return nil, err
+	}
+	g, err := guard.New("rabbitmq")
+	if err != nil {
+		return nil, fmt.Errorf("preparing a RabbitMQ server: %w", err)
+	}
+	s := &Server{guard: g, bin: bin}
+	if s.credential, err = serverUser(); err == nil {
+		// Another process may take a free port before the server does.
+		for range tries {
+			if err = s.create(ctx); err == nil || ctx.Err() != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// find returns the directory of the server's scripts: not that of Debian's wrappers, which insist on a user of their own.
+func find() (string, error) {
+	places := []string{"/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin"}
+	if path, err := exec.LookPath("rabbitmq-server"); err == nil {
+		places = append(places, filepath.Dir(path))
+	}
+	for _, dir := range places {
+		if _, err := os.Stat(filepath.Join(dir, "rabbitmq-server")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", errMissing
+}
+
+// create makes the server's files and starts it on fresh ports.
+func (s *Server) create(ctx context.Context) (err error) {
+	s.end()
+	for _, port := range []*int{&s.ports.amqp, &s.ports.node, &s.ports.epmd} {
+		if *port, err = freePort(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.write(); err != nil {
+		return err
+	}
+	epmd, err := exec.LookPath("epmd")
+	if err != nil {
+		return fmt.Errorf("starting epmd, with which Erlang's programs find each other: %w", err)
+	}
+	cmd := s.command(context.WithoutCancel(ctx), epmd)
+	// The guard knows its processes by their command line, and epmd's would say nothing.
+	cmd.Args[0] = filepath.Join(s.home(), "epmd")
+	if s.epmd, err = s.launch("epmd", cmd); err != nil {
+		return err
+	}
+	return s.Start(ctx)
+}
+
+func (s *Server) home() string { return filepath.Join(s.guard.Dir(), "server") }
+func (s *Server) node() string { return "saga" + strconv.Itoa(s.ports.amqp) + "@localhost" }
+
+// Address is host:port of the server.
+func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.ports.amqp)) }
+
+// URL leads to virtual host "/", without credentials.
+func (s *Server) URL() string { return "amqp://" + s.Address() }
+
+// LogFile is where the server writes its log.
+func (s *Server) LogFile() string { return filepath.Join(s.guard.Dir(), "log") }
+
+// command is a program run as the server's user, in a session of its own: an interrupt typed at the terminal is for the caller to handle.
+func (s *Server) command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir = s.home()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.credential}
+	in := func(name string) string { return filepath.Join(s.home(), name) }
+	// Nothing of the caller's, nor of a server that is installed on this machine.
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + s.home(), "LC_ALL=C.UTF-8", "TZ=UTC",
+		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT=" + strconv.Itoa(s.ports.epmd),
+		// No epmd but ours, which ends with us; and the node is not to be reached from elsewhere.
+		"ERL_AFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+		"RABBITMQ_NODENAME=" + s.node(), "RABBITMQ_DIST_PORT=" + strconv.Itoa(s.ports.node),
+		"RABBITMQ_CONF_ENV_FILE=/dev/null", "RABBITMQ_CONFIG_FILE=" + in("rabbitmq.conf"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE=" + in("enabled_plugins"), "RABBITMQ_PID_FILE=" + in("pid"),
+		"RABBITMQ_MNESIA_BASE=" + in("data"), "RABBITMQ_LOG_BASE=" + in("log"),
+		"detached=yes", // the script is to become the server, and not to wait for it
+	}
+	return cmd
+}
+
+// Start starts the server again after Stop, with the same data on the same ports.
+func (s *Server) Start(ctx context.Context) (err error) {
+	if s.server.running() {
+		return nil
+	}
+	if s.server, err = s.launch("rabbitmq", s.command(context.WithoutCancel(ctx), filepath.Join(s.bin, "rabbitmq-server"))); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		conn, err := s.Connect()
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-s.server.exited:
+			return fmt.Errorf("rabbitmq-server on %s ended at once:\n%s", s.Address(), guard.Tail(s.LogFile(), logTail))
+		case <-ctx.Done():
+			return fmt.Errorf("rabbitmq-server on %s does not get ready: %w:\n%s", s.Address(), err, guard.Tail(s.LogFile(), logTail))
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Connect makes a connection as Username.
+func (s *Server) Connect() (*amqp.Connection, error) {
+	return amqp.DialConfig(s.URL(), amqp.Config{SASL: []amqp.Authentication{&amqp.PlainAuth{Username: Username, Password: Password}}, Vhost: "/"})
+}
+
+// Stop shuts the server down; the data is kept for the next Start. If the context ends first, the server is killed.
+func (s *Server) Stop(ctx context.Context) error {
+	if !s.server.running() {
+		return nil
+	}
+	_ = s.server.cmd.Process.Signal(syscall.SIGTERM) // fails only where it has ended
+	select {
+	case <-s.server.exited:
+		return nil
+	case <-ctx.Done():
+		s.server.kill()
+		return fmt.Errorf("stopping rabbitmq-server on %s: %w", s.Address(), ctx.Err())
+	}
+}
+
+// Control runs rabbitmqctl.
+func (s *Server) Control(ctx context.Context, args ...string) error {
+	cmd := s.command(ctx, filepath.Join(s.bin, "rabbitmqctl"), args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("running rabbitmqctl %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// Close ends the server and removes its data. It may be called again.
+func (s *Server) Close() error {
+	s.end()
+	return s.guard.Close()
+}
+
+// end ends what runs. The data is not needed any more, so there is nothing to wait for.
+func (s *Server) end() {
+	s.server.kill()
+	s.epmd.kill()
+}
