@@ -16,7 +16,7 @@ MODULES := . hack/tools hack/controlplane
 PARALLEL ?= 2
 TESTFLAGS ?=
 # What talks to PostgreSQL, and so is tested on every version of it that we support.
-POSTGRES_PACKAGES := ./internal/postgres/... ./internal/eventstore/... ./internal/projection/... ./internal/aggregate/... ./internal/kernel/... ./examples/order-to-cash/...
+POSTGRES_PACKAGES := ./internal/postgres/... ./internal/eventstore/... ./internal/projection/... ./internal/aggregate/... ./internal/kernel/... ./internal/outbox/... ./pkg/... ./examples/order-to-cash/...
 
 # A control plane that the user has named wins over ours.
 ASSETS = $${KUBEBUILDER_ASSETS:-$$(hack/controlplane/build.sh)}
@@ -50,6 +50,10 @@ test-chaos: ## Run the chaos tests in their long form: more rounds, longer outag
 .PHONY: test-order
 test-order: ## Run the tests of the order of all events, and of contention, in their long form
 	ORDER=long $(WITH_POSTGRES) $(GO) test -race -count=1 -timeout 60m -v -run 'Order|Writers|Contention|Stream' ./internal/eventstore/postgres
+
+.PHONY: test-outbox
+test-outbox: ## Run the outbox's tests in their long form
+	OUTBOX=long $(WITH_POSTGRES) $(GO) test -race -count=1 -timeout 60m -v -run '.' ./internal/outbox/...
 
 .PHONY: test-properties
 test-properties: ## Run the property tests of the core with many more generated sagas
