@@ -20,7 +20,7 @@ var schemeBuilder = runtime.NewSchemeBuilder(addKnownTypes)
 var AddToScheme = schemeBuilder.AddToScheme
 
 func addKnownTypes(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &Saga{}, &SagaList{})
+	scheme.AddKnownTypes(GroupVersion, &Saga{}, &SagaList{}, &Sink{}, &SinkList{}, &ClusterSink{}, &ClusterSinkList{})
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }

@@ -189,11 +189,15 @@ type OutputTemplate string
 // Effect is something that a participant is asked to do, and how
 // persistently. Exactly one kind is given.
 //
-// +kubebuilder:validation:XValidation:rule="[has(self.http)].exists_one(given, given)",message="exactly one kind of action is needed: http",reason=FieldValueRequired
+// +kubebuilder:validation:XValidation:rule="[has(self.http), has(self.message)].exists_one(given, given)",message="exactly one kind of action is needed: http or message",reason=FieldValueRequired
 type Effect struct {
 	// http calls an HTTP service.
 	// +optional
 	HTTP *HTTPRequest `json:"http,omitempty"` //nolint:kubeapilinter // one kind of several: whether it is given has to be seen
+
+	// message publishes a message to a sink, and can wait for the answer to it.
+	// +optional
+	Message *MessageRequest `json:"message,omitempty"` //nolint:kubeapilinter // one kind of several: whether it is given has to be seen
 
 	// retry says how often, and after which pauses, it is tried again when it
 	// did not happen or may not have happened.
@@ -217,6 +221,64 @@ type Effect struct {
 //
 // +kubebuilder:validation:Enum=GET;POST;PUT;PATCH;DELETE
 type HTTPMethod string
+
+// MessageRequest is a message to a sink: a CloudEvent whose id is the same for
+// all attempts, so that a consumer knows it again.
+type MessageRequest struct {
+	// sink names a Sink in the namespace of the saga.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Sink string `json:"sink,omitempty"`
+
+	// type is the type of the CloudEvent, for example com.example.charge.requested.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Type string `json:"type,omitempty"`
+
+	// subject is what the message is about; the saga's name by default. It may
+	// hold ${…} expressions.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Subject string `json:"subject,omitempty"`
+
+	// key orders messages: those with one key arrive in the order in which they
+	// were sent. The saga's uid by default. It may hold ${…} expressions.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Key string `json:"key,omitempty"`
+
+	// data is what the message says: any JSON, whose strings may hold ${…}
+	// expressions. At most 256 KiB when rendered.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:pruning:PreserveUnknownFields
+	Data *JSON `json:"data,omitempty"`
+
+	// reply has the step wait for an answer: a CloudEvent that comes to the
+	// sink's reply address, with the correlationid of the message.
+	// +optional
+	Reply *MessageReply `json:"reply,omitempty"` //nolint:kubeapilinter // whether it is given has to be seen
+}
+
+// MessageReply is the answer that a step waits for.
+type MessageReply struct {
+	// timeout is how long it waits. Without an answer by then nobody knows
+	// what became of the message: it is sent again, and compensated in the end.
+	// 1s to 720h.
+	// +required
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Format=duration
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(\.[0-9]{1,9})?h)?([0-9]{1,7}(\.[0-9]{1,9})?m)?([0-9]{1,9}(\.[0-9]{1,9})?s)?([0-9]{1,9}(\.[0-9]{1,9})?ms)?$`
+	// +kubebuilder:validation:XValidation:rule="self >= duration('1s') && self <= duration('720h')",message="must be between 1s and 720h"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+}
 
 // HTTPRequest is a call of an HTTP service. Every attempt carries the same
 // body and the headers Idempotency-Key, Saga-Id, Saga-Step and traceparent.

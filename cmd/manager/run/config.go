@@ -13,6 +13,7 @@ import (
 	"github.com/vextrus/saga-operator/controllers"
 	"github.com/vextrus/saga-operator/internal/egress"
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/postgres"
 )
 
@@ -57,6 +58,7 @@ type Config struct {
 	EgressDeny       list
 	MaxAnswerBytes   int64
 	HistoryRetention time.Duration
+	OutboxShards     int
 	ShutdownGrace    time.Duration
 
 	Kubeconfig    string
@@ -107,10 +109,11 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.IntVar(&c.Workers, "workers", engine.DefaultWorkers, "participants that are called at once at most")
 	fs.IntVar(&c.Concurrency, "concurrent-reconciles", controllers.DefaultConcurrency, "sagas that are reconciled at once at most")
 	fs.Var(&c.Namespaces, "namespaces", "comma-separated `names` of the namespaces to watch; all when empty")
-	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that HTTP participants may have although they are denied by default")
-	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that HTTP participants may not have; the API server's is always one")
+	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that participants and sinks may have although they are denied by default")
+	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that participants and sinks may not have; the API server's is always one")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
+	fs.IntVar(&c.OutboxShards, "outbox-shards", outbox.DefaultShards, "parts by key in which a new sink is published, and so replicas that share it at most; 1 to 64")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long attempts under way may go on when the operator is told to stop")
 
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; in a cluster none is needed")
@@ -161,7 +164,13 @@ manager projections list [flags]              show the read models: how far they
 manager projections rebuild NAME [flags]      build a read model anew beside the one that is live, which it then replaces
 manager projections retry NAME [flags]        have a stopped one try its event again
 manager projections skip NAME REASON [flags]  have it go on without that event, for good
+manager outbox sinks [flags]                    show the sinks: what waits for each, its dead letters, and why it takes nothing
+manager outbox list [SELECTION] [flags]         show the messages that a sink did not take, and those that wait behind them
+manager outbox retry SELECTION [flags]          have some of them tried again now, dead letters too
+manager outbox drop REASON SELECTION [flags]    have some of them never be published, for good
 manager version             say which version this is
+
+SELECTION is --all, or one or more of --id ID,… --sink NAME --older-than 1h --dead.
 
 Each flag can be given by the environment variable that is named beside it; the flag wins.
 
@@ -177,7 +186,10 @@ Each flag can be given by the environment variable that is named beside it; the 
 }
 
 func (c *Config) check() error {
-	const maxAnswer = 8 << 20
+	const (
+		maxAnswer = 8 << 20
+		maxShards = 64
+	)
 	switch {
 	case c.DatabaseURL == "":
 		return errors.New("--database-url (or DATABASE_URL) is required, for example postgres://saga@localhost:5432/saga")
@@ -187,6 +199,8 @@ func (c *Config) check() error {
 		return errors.New("--workers and --concurrent-reconciles have to be at least 1")
 	case c.MaxAnswerBytes < 1 || c.MaxAnswerBytes > maxAnswer:
 		return fmt.Errorf("--max-answer-bytes has to be from 1 to %d", maxAnswer)
+	case c.OutboxShards < 1 || c.OutboxShards > maxShards:
+		return fmt.Errorf("--outbox-shards has to be from 1 to %d", maxShards)
 	case c.LeaseDuration < 5*time.Second:
 		return errors.New("--lease-duration has to be at least 5s")
 	case c.HistoryRetention < 0:

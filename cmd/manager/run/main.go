@@ -28,14 +28,18 @@ const (
 // Main runs the command that the arguments name and returns the exit code of the process. It ends when ctx does.
 func Main(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
 	command, args := split(args)
-	var asked []string
+	var answer func(Config) error
 	switch command {
 	case "manager", "migrate":
-	case "projections":
-		asked, args = words(args)
-		if err := askedOfProjections(asked); err != nil && !slices.Contains(args, "--help") {
-			fmt.Fprintf(stderr, "manager: %v\n", err)
-			return exitUsage
+	case "projections", "outbox":
+		var wrong error
+		answer, args, wrong = asking(ctx, command, args, stdout)
+		if wrong != nil {
+			if !slices.Contains(args, "--help") {
+				fmt.Fprintf(stderr, "manager: %v\n", wrong)
+				return exitUsage
+			}
+			answer = func(Config) error { return wrong } // whatever --help turns out to be, nothing is done
 		}
 	case "grants":
 		if len(args) != 1 {
@@ -48,7 +52,7 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 		fmt.Fprintf(stdout, "saga-operator %s (%s)\n", Version, revision())
 		return exitOK
 	default:
-		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections and version\n", command)
+		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections, outbox and version\n", command)
 		return exitUsage
 	}
 	c, err := Parse(args, env, stderr)
@@ -59,8 +63,8 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 		fmt.Fprintf(stderr, "manager: %v\n", err)
 		return exitUsage
 	}
-	if command == "projections" { // a person waits for the answer, not a log
-		if err := projections(ctx, c, asked, stdout); err != nil {
+	if answer != nil {
+		if err := answer(c); err != nil {
 			fmt.Fprintf(stderr, "manager: %v\n", err)
 			return exitFailed
 		}
@@ -77,6 +81,16 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 		return exitFailed
 	}
 	return exitOK
+}
+
+// asking prepares a command whose person waits for the answer, not for a log. It returns the flags that are left for Parse, and what is wrong with the rest.
+func asking(ctx context.Context, command string, args []string, out io.Writer) (answer func(Config) error, flags []string, wrong error) {
+	if command == "outbox" {
+		asked, flags, wrong := parseOutbox(args)
+		return func(c Config) error { return ofOutbox(ctx, c, asked, out) }, flags, wrong
+	}
+	asked, flags := words(args)
+	return func(c Config) error { return projections(ctx, c, asked, out) }, flags, askedOfProjections(asked)
 }
 
 // split takes the command off the arguments.

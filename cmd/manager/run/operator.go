@@ -50,13 +50,18 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	models, err := newReadModels(pool, log)
+	var models *readModels
+	relay, err := newRelay(c, pool, log, func() { models.committed() }) // it answers to nobody before it runs
 	if err != nil {
+		return err
+	}
+	news := make(chan struct{}, 1)
+	if models, err = newReadModels(pool, log, func() { relay.Wake(); nudge(news) }); err != nil {
 		return err
 	}
 	store := storepg.NewGathering(pool, storeFlushers, storepg.OnCommit(models.committed))
 	defer closeStore(ctx, store, log)
-	if err := wire(c, log, mgr, store); err != nil {
+	if err := wire(c, log, mgr, store, relay, news); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log})); err != nil {
@@ -151,11 +156,15 @@ func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
 }
 
 // wire puts reconciler and engine together. Each needs the other: outcomes queue keys.
-func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store) error {
-	kinds, err := participants(c, mgr.GetConfig(), log)
+func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, news <-chan struct{}) error {
+	policy, err := egressPolicy(c, mgr.GetConfig(), log)
 	if err != nil {
 		return err
 	}
+	if err := wireSinks(c, log, mgr, r, policy); err != nil {
+		return err
+	}
+	kinds := participants(c, policy, r)
 	sagas := &controllers.SagaReconciler{Participants: kinds, Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
 	sagas.Engine, err = engine.New(engine.Options{
 		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Logger: log, Metrics: metrics.Registry,
@@ -164,6 +173,9 @@ func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Stor
 		return err
 	}
 	if err := sagas.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	if err := mgr.Add(&answers{engine: sagas.Engine, tell: sagas.Enqueue, news: news, log: log}); err != nil {
 		return err
 	}
 	return mgr.Add(&drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})

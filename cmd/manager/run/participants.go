@@ -15,24 +15,28 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/vextrus/saga-operator/internal/egress"
+	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/participant"
 	participanthttp "github.com/vextrus/saga-operator/internal/participant/http"
+	"github.com/vextrus/saga-operator/internal/participant/message"
 )
 
 // lookupTimeout bounds the resolution of the API server's name.
 const lookupTimeout = 5 * time.Second
 
 // participants are the kinds of participant that this operator has. A new kind is one more line here.
-func participants(c Config, cfg *rest.Config, log *slog.Logger) (participant.Registry, error) {
-	policy, err := egress.New(c.EgressAllow, slices.Concat(c.EgressDeny, apiServers(cfg, os.LookupEnv, log)))
-	if err != nil {
-		return nil, err
-	}
+func participants(c Config, policy *egress.Policy, sinks message.Sinks) participant.Registry {
 	return participant.Registry{
 		participanthttp.Kind: participanthttp.New(participanthttp.Options{
 			Egress: policy, MaxAnswerBytes: c.MaxAnswerBytes, UserAgent: "saga-operator/" + Version,
 		}),
-	}, nil
+		message.Kind: message.New(sinks, engine.SourceOf),
+	}
+}
+
+// egressPolicy says where users may have the operator connect to, be it to a participant or to a sink.
+func egressPolicy(c Config, cfg *rest.Config, log *slog.Logger) (*egress.Policy, error) {
+	return egress.New(c.EgressAllow, slices.Concat(c.EgressDeny, apiServers(cfg, os.LookupEnv, log)))
 }
 
 // apiServers returns the addresses of the API server, each with its port. Users' requests never go there, whatever the administrator allows: the
@@ -78,7 +82,7 @@ func addresses(host string, log *slog.Logger) []netip.Addr {
 	defer cancel()
 	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		log.Warn("the API server's name could not be resolved; participants at its address are not denied", "error", fmt.Errorf("resolving %s: %w", host, err))
+		log.Warn("the API server's name could not be resolved; participants and sinks at its address are not denied", "error", fmt.Errorf("resolving %s: %w", host, err))
 	}
 	return found
 }

@@ -20,23 +20,33 @@ import (
 type readModels struct {
 	announcer *storepg.Announcer
 	runner    *projection.Runner
+	wake      func()
 }
 
-// newReadModels returns the read models of a database. The store that appends has to call committed.
-func newReadModels(pool *pgxpool.Pool, log *slog.Logger) (*readModels, error) {
+// newReadModels returns the read models of a database. The store that appends has to call committed. Whoever else is to know of every commit, here and in other processes, is
+// told by wake, which must not block.
+func newReadModels(pool *pgxpool.Pool, log *slog.Logger, wake func()) (*readModels, error) {
 	runner, err := projection.NewRunner(projection.Options{
 		Pool: pool, Store: storepg.New(pool), Logger: log, Metrics: metrics.Registry,
 	}, sagas.History(), sagas.Summary())
 	if err != nil {
 		return nil, err
 	}
-	return &readModels{announcer: storepg.NewAnnouncer(pool, log, runner.Wake), runner: runner}, nil
+	m := &readModels{runner: runner, wake: wake}
+	m.announcer = storepg.NewAnnouncer(pool, log, m.heard)
+	return m, nil
 }
 
 // committed tells that something may have been appended.
 func (m *readModels) committed() {
-	m.runner.Wake()
+	m.heard()
 	m.announcer.Announce()
+}
+
+// heard wakes those who read, for something that was committed here or elsewhere.
+func (m *readModels) heard() {
+	m.runner.Wake()
+	m.wake()
 }
 
 // Start implements manager.Runnable.
