@@ -54,6 +54,7 @@ type settings struct {
 	finished  int
 	rounds    int
 	events    int
+	messages  int
 	samples   int
 }
 
@@ -61,7 +62,7 @@ func main() {
 	var s settings
 	out := flag.String("out", "build/bench.json", "where to write the rows")
 	docs := flag.String("docs", "", "a Markdown file whose table between the bench markers is written anew")
-	only := flag.String("only", "", "a regular expression over the names of groups: store, following, engine, objects, memory")
+	only := flag.String("only", "", "a regular expression over the names of groups: store, following, relay, engine, objects, memory")
 	flag.DurationVar(&s.seconds, "duration", 5*time.Second, "how long each measurement by time takes")
 	flag.IntVar(&s.clients, "clients", 32, "how many clients there are")
 	flag.IntVar(&s.gatherers, "gatherers", 512, "how many clients append at once where their appends are gathered")
@@ -69,6 +70,7 @@ func main() {
 	flag.IntVar(&s.objects, "objects", 1500, "how many sagas go through objects")
 	flag.IntVar(&s.finished, "finished", 10000, "how many finished sagas the operator's memory is measured with")
 	flag.IntVar(&s.events, "events", 300_000, "how many events a read model is built from")
+	flag.IntVar(&s.messages, "messages", 200_000, "how many messages wait for a sink")
 	flag.IntVar(&s.samples, "samples", 300, "how often the way from commit to handler is measured")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often a thing and its limit take turns; the medians count")
 	flag.Parse()
@@ -102,7 +104,7 @@ func run(ctx context.Context, s settings, only string) ([]Row, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading -only: %w", err)
 	}
-	groups := []group{{"store", measureStore}, {"following", measureFollowing}, {"engine", measureEngine}, {"objects", measureObjects}, {"memory", measureMemory}}
+	groups := []group{{"store", measureStore}, {"following", measureFollowing}, {"relay", measureRelay}, {"engine", measureEngine}, {"objects", measureObjects}, {"memory", measureMemory}}
 	var rows []Row
 	for _, g := range groups {
 		if !match.MatchString(g.name) {

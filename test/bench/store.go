@@ -63,7 +63,7 @@ func measureStore(ctx context.Context, s settings) (rows []Row, err error) {
 		return nil, err
 	}
 	var peers []float64
-	var ours, shared, moves, bare, gathered, bulk []float64
+	var ours, shared, moves, bare, gathered, bulk, told, silent []float64
 	many := s
 	many.clients = s.gatherers
 	for range s.rounds {
@@ -79,6 +79,15 @@ func measureStore(ctx context.Context, s settings) (rows []Row, err error) {
 		if err != nil {
 			return nil, err
 		}
+		telling, err := appends(ctx, gathering, many, sagaMove)
+		if err != nil {
+			return nil, err
+		}
+		quiet, err := appends(ctx, gathering, many, silentMove)
+		if err != nil {
+			return nil, err
+		}
+		told, silent = append(told, telling), append(silent, quiet)
 		locked, err := appends(ctx, neighbour, s, singleEvent)
 		if err != nil {
 			return nil, err
@@ -105,6 +114,7 @@ func measureStore(ctx context.Context, s settings) (rows []Row, err error) {
 		row("store.append.single", median(ours), "appends/s", limit, "one event per append by 32 clients; limit: pgbench inserting the same rows"),
 		row("store.append.shared", median(shared), "appends/s", limit, "the same through the store that the operator uses, which commits the appends of many callers together; same limit"),
 		row("store.append.gathered", median(gathered), "events/s", median(bulk), fmt.Sprintf("one event per append by %d clients through that store; limit: pgbench inserting the same rows, %d appends to a transaction", s.gatherers, bulkRows)),
+		row("store.append.outbox", median(told), "appends/s", median(silent), fmt.Sprintf("two events, a state row and a message per append by %d clients, through that store; limit: the same without the message", s.gatherers)),
 		row("store.append.peer", median(peers), "appends/s", limit, "an honest neighbour: the shape of message-db 1.3, a lock for each category held through the commit, one message a call, 32 clients, one category; same limit"),
 		row("store.append.move", median(moves), "appends/s", limit, "two events, a state row and a message per append, through the same store; same limit, which has less to do"),
 	}, nil
@@ -119,7 +129,14 @@ func sagaMove(stream string) eventstore.Append {
 	uid := uuid.MustParse(stream[len("saga-"):])
 	a := eventstore.Append{Stream: stream, Events: []eventstore.Event{event(), event()}}
 	a.State = &eventstore.SagaState{UID: uid, Namespace: "shop", Name: "order", Phase: "Running", State: json.RawMessage(eventData)}
-	a.Messages = []eventstore.Message{{ID: a.Events[0].ID, Type: "io.vextrus.saga.StepSucceeded", Key: uid.String(), Data: json.RawMessage(eventData)}}
+	a.Messages = []eventstore.Message{{ID: a.Events[0].ID, Type: "io.vextrus.saga.StepSucceeded", Key: uid.String(), Source: "/bench", Subject: "order", Namespace: "shop", Sequence: 1, Data: json.RawMessage(eventData)}}
+	return a
+}
+
+// silentMove is a move that nobody is told of.
+func silentMove(stream string) eventstore.Append {
+	a := sagaMove(stream)
+	a.Messages = nil
 	return a
 }
 
