@@ -35,7 +35,7 @@ type Options[A any] struct {
 	PageSize int
 	// SnapshotTimeout bounds how long saving a snapshot may keep a caller; DefaultSnapshotTimeout by default.
 	SnapshotTimeout time.Duration
-	// Messages, where given, returns what is to be committed to the outbox together with the events of a command. a is the aggregate after them.
+	// Messages, where given, returns what is to be committed to the outbox together with the events of a command. a is the aggregate with the state after them, and the version before.
 	Messages func(a A, events []eventstore.Event) []eventstore.Message
 	Logger   *slog.Logger
 	// Clock measures how long folding takes; the system's by default.

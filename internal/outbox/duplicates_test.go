@@ -85,7 +85,7 @@ func (c *consumer) lose(id uuid.UUID) bool {
 // deliver is what the consumer does with what a broker brings: the message's effect and its row in the inbox, together.
 func (c *consumer) deliver(ctx context.Context, sent outbox.Encoded) error {
 	c.deliveries.Add(1)
-	e, err := outbox.Decode(outbox.Incoming{Headers: sent.Headers, Body: sent.Body})
+	e, err := outbox.Decode(sent.Incoming())
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -25,8 +27,8 @@ const (
 const (
 	contentTypeJSON       = "application/json"
 	contentTypeStructured = "application/cloudevents+json"
-	// sequenceDigits pads sequence numbers, so that they are ordered as the text that the specification has them be.
-	sequenceDigits = 10
+	// zeros pad sequence numbers, so that they are ordered as the text that the specification has them be.
+	zeros = "0000000000"
 )
 
 // DefaultSource is the CloudEvents source of a message whose sender has not given one. The specification asks for one.
@@ -35,30 +37,68 @@ const DefaultSource = "urn:vextrus:outbox"
 // Encoded is a message in the form in which it travels.
 type Encoded struct {
 	// Headers are the CloudEvents attributes, each with the prefix of the protocol; none in structured mode.
-	Headers     map[string]string
+	Headers     []Header
 	ContentType string
 	Body        []byte
 }
 
-// attribute is one that is text.
-type attribute struct{ name, value string }
+// Incoming is the message as a consumer gets it.
+func (e *Encoded) Incoming() Incoming {
+	in := Incoming{Headers: map[string]string{"content-type": e.ContentType}, Body: e.Body}
+	for _, h := range e.Headers {
+		in.Headers[strings.ToLower(h.Name)] = h.Value
+	}
+	return in
+}
 
-// extensions are the attributes of a message that are not the specification's own, those that it has.
-func (m *Message) extensions() []attribute {
-	all := make([]attribute, 0, 5) //nolint:mnd // those below
-	set := func(name, value string) {
+// Header is an attribute on its way.
+type Header struct{ Name, Value string }
+
+// The attributes of a message. CloudEvent and binary write the same ones.
+const (
+	specVersion = iota
+	eventID
+	eventType
+	eventSource
+	eventSubject
+	eventTime
+	partitionKey
+	traceParent
+	correlationID
+	causationID
+	sequence
+	attributes // how many there are
+)
+
+// names are those of the attributes, without the prefix of a protocol.
+var names = [attributes]string{"specversion", "id", "type", "source", "subject", "time", "partitionkey", "traceparent", "correlationid", "causationid", "sequence"}
+
+// prefixed keeps the names with the prefix of each protocol: made once, and not for each message.
+var prefixed sync.Map
+
+func namesWith(prefix string) *[attributes]string {
+	if known, ok := prefixed.Load(prefix); ok {
+		return known.(*[attributes]string) //nolint:forcetypeassert // nothing else is stored
+	}
+	all := names
+	for i := range all {
+		all[i] = prefix + all[i]
+	}
+	prefixed.Store(prefix, &all)
+	return &all
+}
+
+// extensions calls set with the attributes of a message that are not the specification's own, those that it has.
+func (m *Message) extensions(set func(attribute int, value string)) {
+	for attribute, value := range [...]string{partitionKey: m.Key, traceParent: m.Metadata.TraceParent, correlationID: m.Metadata.CorrelationID, causationID: m.Metadata.CausationID} {
 		if value != "" {
-			all = append(all, attribute{name, value})
+			set(attribute, value)
 		}
 	}
-	set("partitionkey", m.Key)
-	set("traceparent", m.Metadata.TraceParent)
-	set("correlationid", m.Metadata.CorrelationID)
-	set("causationid", m.Metadata.CausationID)
 	if m.Sequence > 0 {
-		set("sequence", fmt.Sprintf("%0*d", sequenceDigits, m.Sequence))
+		text := strconv.FormatInt(m.Sequence, 10)
+		set(sequence, zeros[:max(len(zeros)-len(text), 0)]+text)
 	}
-	return all
 }
 
 // source is the message's, or the default.
@@ -81,9 +121,7 @@ func (m *Message) CloudEvent() (cloudevents.Event, error) {
 	if !m.RecordedAt.IsZero() {
 		e.SetTime(m.RecordedAt)
 	}
-	for _, a := range m.extensions() {
-		e.SetExtension(a.name, a.value)
-	}
+	m.extensions(func(attribute int, value string) { e.SetExtension(names[attribute], value) })
 	e.SetDataContentType(contentTypeJSON)
 	e.DataEncoded = m.Data // SetData would encode it anew
 	if err := e.Validate(); err != nil {
@@ -115,18 +153,20 @@ func (m *Message) binary(prefix string) (Encoded, error) {
 	if _, err := url.Parse(source); err != nil || m.Type == "" {
 		return Encoded{}, Errorf(Rejected, ReasonRefused, "making a CloudEvent of message %s: it needs a type, and the source %q has to be a URI reference", m.ID, source)
 	}
-	const most = 12
-	headers := make(map[string]string, most)
-	headers[prefix+"specversion"], headers[prefix+"id"], headers[prefix+"type"], headers[prefix+"source"] = cloudevents.CloudEventsVersionV1, m.ID.String(), m.Type, source
+	called := namesWith(prefix)
+	headers := make([]Header, 0, attributes)
+	set := func(attribute int, value string) { headers = append(headers, Header{called[attribute], value}) }
+	set(specVersion, cloudevents.CloudEventsVersionV1)
+	set(eventID, m.ID.String())
+	set(eventType, m.Type)
+	set(eventSource, source)
 	if m.Subject != "" {
-		headers[prefix+"subject"] = m.Subject
+		set(eventSubject, m.Subject)
 	}
 	if !m.RecordedAt.IsZero() {
-		headers[prefix+"time"] = m.RecordedAt.UTC().Format(time.RFC3339Nano)
+		set(eventTime, m.RecordedAt.UTC().Format(time.RFC3339Nano))
 	}
-	for _, a := range m.extensions() {
-		headers[prefix+a.name] = a.value
-	}
+	m.extensions(set)
 	return Encoded{Headers: headers, ContentType: contentTypeJSON, Body: m.Data}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,6 +17,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/aggregate"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/kernel"
+	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/projection"
 )
@@ -25,10 +27,11 @@ const shown = `SELECT id AS "order", customer, status, amount::text, currency, n
     (SELECT json_agg(json_build_object('sku', sku, 'quantity', quantity) ORDER BY sku) FROM orders.lines WHERE order_id = id) AS lines
 FROM orders.orders`
 
-// Service is the HTTP service and the read model's runner.
+// Service is the HTTP service, the read model's runner, and the relay of what the service tells.
 type Service struct {
 	*effect.Service
 	runner *projection.Runner
+	relay  *outbox.Relay
 	store  *projection.InlineStore
 	log    *slog.Logger
 }
@@ -53,6 +56,9 @@ func New(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (*Service, e
 	if err := s.runner.Prepare(ctx); err != nil {
 		return nil, err
 	}
+	if s.relay, err = outbox.NewRelay(outbox.Options{Pool: pool, Logger: log, Shards: 1}); err != nil {
+		return nil, err
+	}
 	s.Handle("POST /orders", s.create)
 	s.Handle("POST /orders/{order}/confirm", s.confirm)
 	s.Handle("POST /orders/{order}/fulfil", s.fulfil)
@@ -64,12 +70,37 @@ func New(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (*Service, e
 	return s, nil
 }
 
-// Run has the read model built anew where that is asked for, until ctx is done.
-func (s *Service) Run(ctx context.Context) error { return s.runner.Run(ctx) }
+// Run has the read model built anew where that is asked for, and publishes what the service tells, until ctx is done.
+func (s *Service) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var relayed error
+	wg.Go(func() { relayed = s.relay.Run(ctx) })
+	err := s.runner.Run(ctx)
+	wg.Wait()
+	return errors.Join(err, relayed)
+}
+
+// PublishTo has what happens to orders from now on published to a sink.
+func (s *Service) PublishTo(ctx context.Context, to outbox.Sink) error { return s.relay.Set(ctx, to) }
+
+// MessageTypePrefix begins the type of every message of the service; the type of the event follows.
+const MessageTypePrefix = "com.example.orders."
+
+// told returns what the world is told about the events of an order: all of them, so the version of the stream counts the messages.
+func told(o *Order, events []eventstore.Event) []eventstore.Message {
+	messages := make([]eventstore.Message, len(events))
+	for i, e := range events {
+		messages[i] = eventstore.Message{
+			ID: e.ID, Type: MessageTypePrefix + e.Type, Key: o.ID(), Source: "/orders", Subject: o.ID(), Sequence: o.Version() + int64(i) + 1,
+			Data: e.Data, Metadata: e.Metadata,
+		}
+	}
+	return messages
+}
 
 // repository is that of the orders, within the transaction of an effect: the idempotency key, the events and the read model are committed together.
 func (s *Service) repository(tx pgx.Tx, key string) (*aggregate.Repository[*Order, State], aggregate.Option, error) {
-	r, err := aggregate.NewRepository(s.store.Within(tx), kind, aggregate.Options[*Order]{Logger: s.log})
+	r, err := aggregate.NewRepository(s.store.Within(tx), kind, aggregate.Options[*Order]{Logger: s.log, Messages: told})
 	return r, aggregate.WithMetadata(eventstore.Metadata{CausationID: key}), err
 }
 

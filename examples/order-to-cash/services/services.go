@@ -20,6 +20,9 @@ import (
 	"github.com/vextrus/saga-operator/examples/order-to-cash/orders"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/payments"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/shipping"
+	"github.com/vextrus/saga-operator/internal/outbox"
+	"github.com/vextrus/saga-operator/internal/outbox/sink"
+	sinkhttp "github.com/vextrus/saga-operator/internal/outbox/sink/http"
 )
 
 // What tests and the demo need of the services' own packages.
@@ -59,6 +62,8 @@ type Options struct {
 	Stock map[string]int64
 	// MaxConns is the most connections to the database; zero is 16.
 	MaxConns int32
+	// OrderEvents is a URL to which what happens to orders is posted, as CloudEvents; nowhere when empty.
+	OrderEvents string
 	// Logger is told of what goes wrong; nil is nobody.
 	Logger *slog.Logger
 }
@@ -144,10 +149,28 @@ func open(ctx context.Context, o Options) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
+// publish has what happens to orders posted to a URL.
+func (s *Services) publish(ctx context.Context, url string) error {
+	if url == "" {
+		return nil
+	}
+	const attempts, first, longest = 20, time.Second, 5 * time.Minute
+	to, err := sinkhttp.New(sinkhttp.Config{Connection: sink.Connection{Dial: (&net.Dialer{}).DialContext}, URL: url, UserAgent: "order-to-cash"})
+	if err != nil {
+		return err
+	}
+	return s.orders.PublishTo(ctx, outbox.Sink{
+		ID: "order-events", Name: "order-events", Publisher: to, Retry: outbox.Retry{MaxAttempts: attempts, InitialBackoff: first, MaxBackoff: longest},
+	})
+}
+
 // create makes the four services, in the order of their addresses.
 func (s *Services) create(ctx context.Context, o Options) ([]http.Handler, error) {
 	var err error
 	if s.orders, err = orders.New(ctx, s.pool, o.Logger); err != nil {
+		return nil, err
+	}
+	if err := s.publish(ctx, o.OrderEvents); err != nil {
 		return nil, err
 	}
 	stock, err := inventory.New(ctx, s.pool, o.Stock, o.Logger)

@@ -73,6 +73,8 @@ type window struct {
 	top      int64
 	events   []eventstore.Recorded
 	messages []eventstore.RecordedMessage
+	// seen and scratch are columns that are used while their row is read.
+	seen, scratch reused
 }
 
 func newWindow(from eventstore.Checkpoint, limit int) window {

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
@@ -66,7 +64,8 @@ func (p *MessagePage) After(n int) eventstore.Checkpoint {
 }
 
 // outboxSQL reads as readSQL does. The newest position is the sequence's: it costs no look at the partitions.
-const outboxSQL = `SELECT now.view, now.epoch, now.top, w.*
+const outboxSQL = `SELECT now.view, now.epoch, now.top, coalesce(w.position, -1), coalesce(w.message_id, '00000000-0000-0000-0000-000000000000'), coalesce(w.type, ''), coalesce(w.key, ''), coalesce(w.destination, ''),
+	coalesce(w.data, 'null'), coalesce(w.metadata, 'null'), coalesce(w.recorded_at, now())
 FROM (SELECT pg_current_snapshot()::text AS view, (SELECT max(epoch) FROM store_clusters) AS epoch, (SELECT last_value FROM outbox_position) AS top) now
 LEFT JOIN (SELECT ` + messageColumns + ` FROM read_outbox($1, $2::text[]::xid8[], $3::text::xid8, $4, $5, $6, $7, $8, $9, $10, $11::text::pg_snapshot)
 	ORDER BY position LIMIT $7) w ON true ORDER BY w.position`
@@ -99,20 +98,28 @@ func ReadOutbox(ctx context.Context, q Querier, from eventstore.Checkpoint, shar
 	return MessagePage{Messages: w.messages, Next: next, More: more, window: c}, nil
 }
 
+// scanMessage reads a row. One without a message only brings the view; it has a position below all others.
 func (w *window) scanMessage(rows pgx.Rows) error {
-	var position *int64
-	var id *uuid.UUID
-	var typ, key, destination *string
-	var data, metadata []byte
-	var at *time.Time
-	if err := rows.Scan(&w.view, &w.epoch, &w.top, &position, &id, &typ, &key, &destination, &data, &metadata, &at); err != nil {
+	m := eventstore.RecordedMessage{}
+	if err := rows.Scan(&w.seen, &w.epoch, &w.top, &m.Position, &m.ID, &m.Type, &m.Key, &m.Destination, (*[]byte)(&m.Data), &w.scratch, &m.RecordedAt); err != nil {
 		return err
 	}
-	if position == nil {
-		return nil // the row that only brings the view
+	if w.view == "" {
+		w.view = string(w.seen)
 	}
-	w.messages = append(w.messages, eventstore.RecordedMessage{
-		Message: eventstore.Message{ID: *id, Type: *typ, Key: *key, Destination: *destination, Data: data}, Position: *position, RecordedAt: at.UTC(),
-	})
-	return DecodeEnvelope(metadata, &w.messages[len(w.messages)-1].Message)
+	if m.Position < 0 {
+		return nil
+	}
+	m.RecordedAt = m.RecordedAt.UTC()
+	w.messages = append(w.messages, m)
+	return DecodeEnvelope(w.scratch, &w.messages[len(w.messages)-1].Message)
+}
+
+// reused is a column that is read into the same memory for each row.
+type reused []byte
+
+// ScanBytes implements pgtype.BytesScanner.
+func (r *reused) ScanBytes(src []byte) error {
+	*r = append((*r)[:0], src...)
+	return nil
 }

@@ -37,6 +37,7 @@ func options(log *slog.Logger) services.Options {
 	text(&o.Addresses.Payments, "payments-address", "PAYMENTS_ADDRESS", at.Payments, "where payments listens")
 	text(&o.Addresses.Shipping, "shipping-address", "SHIPPING_ADDRESS", at.Shipping, "where shipping listens")
 	text(&o.PaymentsLimit, "payments-limit", "PAYMENTS_LIMIT", services.DefaultPaymentsLimit, "a card is declined above this amount")
+	text(&o.OrderEvents, "order-events", "ORDER_EVENTS", "", "a URL to which what happens to orders is posted, as CloudEvents")
 	flag.Parse()
 	return o
 }

@@ -159,8 +159,8 @@ func (p *Publisher) post(ctx context.Context, m *outbox.Message) error {
 	if err != nil {
 		return &outbox.Error{Kind: outbox.Rejected, Reason: outbox.ReasonRefused, Err: err}
 	}
-	for name, value := range encoded.Headers {
-		req.Header.Set(name, sink.EscapeHeader(value))
+	for _, h := range encoded.Headers {
+		req.Header.Set(h.Name, sink.EscapeHeader(h.Value))
 	}
 	req.Header.Set("Content-Type", encoded.ContentType)
 	req.Header.Set("Idempotency-Key", m.ID.String())

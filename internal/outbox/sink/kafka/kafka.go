@@ -239,8 +239,8 @@ func (p *Publisher) record(m *outbox.Message) (*kgo.Record, error) {
 		r.Key = []byte(m.Key)
 	}
 	r.Headers = append(r.Headers, kgo.RecordHeader{Key: contentType, Value: []byte(e.ContentType)})
-	for name, value := range e.Headers {
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: name, Value: []byte(value)})
+	for _, h := range e.Headers {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Name, Value: []byte(h.Value)})
 	}
 	return r, nil
 }

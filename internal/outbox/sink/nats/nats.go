@@ -212,8 +212,10 @@ func (p *Publisher) message(m *outbox.Message) (*natsgo.Msg, error) {
 		return nil, err
 	}
 	out := &natsgo.Msg{Subject: subject, Data: encoded.Body, Header: make(natsgo.Header, len(encoded.Headers)+2)}
-	for name, value := range encoded.Headers {
-		out.Header[name] = []string{sink.EscapeHeader(value)}
+	values := make([]string, len(encoded.Headers)) // one piece of memory for all
+	for i, h := range encoded.Headers {
+		values[i] = sink.EscapeHeader(h.Value)
+		out.Header[h.Name] = values[i : i+1 : i+1]
 	}
 	out.Header[contentType] = []string{encoded.ContentType}
 	return out, nil

@@ -297,9 +297,9 @@ func (p *Publisher) item(m *outbox.Message) (item, error) {
 		return item{}, outbox.Errorf(outbox.Rejected, outbox.ReasonRefused, "publishing message %s: its routing key has %d bytes, the protocol allows %d", m.ID, len(key), maxShort)
 	}
 	headers, bytes := make(amqp.Table, len(e.Headers)), 0
-	for name, value := range e.Headers {
-		headers[name] = value
-		bytes += len(name) + len(value)
+	for _, h := range e.Headers {
+		headers[h.Name] = h.Value
+		bytes += len(h.Name) + len(h.Value)
 	}
 	if bytes > maxHeaderBytes {
 		return item{}, outbox.Errorf(outbox.Rejected, outbox.ReasonTooLarge, "publishing message %s: its headers have %d bytes, at most %d fit", m.ID, bytes, maxHeaderBytes)
