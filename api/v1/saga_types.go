@@ -232,10 +232,13 @@ type MessageRequest struct {
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
 	Sink string `json:"sink,omitempty"`
 
-	// type is the type of the CloudEvent, for example com.example.charge.requested.
+	// type is the type of the CloudEvent, for example
+	// com.example.charge.requested. Those that begin with io.vextrus.saga. are the
+	// operator's own.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:XValidation:rule="!self.startsWith('io.vextrus.saga.')",message="types that begin with io.vextrus.saga. are the operator's own"
 	Type string `json:"type,omitempty"`
 
 	// subject is what the message is about; the saga's name by default. It may

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats-server/v2/server"
 	natsgo "github.com/nats-io/nats.go"
@@ -82,18 +83,20 @@ func barePublisher(ctx context.Context, conn *natsgo.Conn, subject string, n int
 	}
 	header := natsgo.Header{"content-type": {"application/json"}}
 	for name, value := range map[string]string{
-		"specversion": "1.0", "id": "0b7d2ad2-0f0b-4f1c-9d0e-5f4b3a2c1d0e", "type": "io.vextrus.saga.StepSucceeded", "source": "/bench", "subject": "order-1",
+		"specversion": "1.0", "type": "io.vextrus.saga.StepSucceeded", "source": "/bench", "subject": "order-1",
 		"time": "2030-01-02T03:04:05.678901Z", "partitionkey": "bench-1", "correlationid": "bench-1", "sequence": "0000000001",
 	} {
 		header["ce-"+name] = []string{value}
 	}
 	began := time.Now()
-	for i := range n {
+	for range n {
 		m := &natsgo.Msg{Subject: subject, Data: []byte(eventData), Header: natsgo.Header{}}
 		for name, values := range header {
 			m.Header[name] = values
 		}
-		if _, err := js.PublishMsgAsync(m, jetstream.WithMsgID("bare-"+subject+"-"+strconv.Itoa(i))); err != nil {
+		id := uuid.NewString()
+		m.Header["ce-id"] = []string{id}
+		if _, err := js.PublishMsgAsync(m, jetstream.WithMsgID(id)); err != nil {
 			return 0, fmt.Errorf("publishing: %w", err)
 		}
 	}

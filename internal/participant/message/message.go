@@ -49,6 +49,9 @@ const Kind = "message"
 // MaxDataBytes bounds the data of a message.
 const MaxDataBytes = 256 << 10
 
+// reservedTypes begin the types of what the operator itself tells of sagas.
+const reservedTypes = "io.vextrus.saga."
+
 // reasonNoSink is the reason where the sink of a step is not there.
 const reasonNoSink = "SinkNotFound"
 
@@ -117,6 +120,9 @@ func read(with map[string]any) (s settings, errs []saga.FieldError) {
 		fail("sink", "sink and type are not made of expressions: what a saga publishes is known before it starts")
 	} else if s.sink != "" && !sinkName.MatchString(s.sink) {
 		fail("sink", "%q is not the name of a Sink in the saga's namespace", s.sink)
+	}
+	if strings.HasPrefix(s.typ, reservedTypes) {
+		fail("type", "types that begin with %s are the operator's own: nobody else says what has become of a saga", reservedTypes)
 	}
 	s.data = with["data"]
 	if reply, asked := with["reply"]; asked {

@@ -117,6 +117,7 @@ func TestSettingsThatAreWrongNameTheirField(t *testing.T) {
 		`{"sink":"events"}`:                                 "type",
 		`{"sink":"a/b","type":"t"}`:                         "sink",
 		`{"sink":"${input.sink}","type":"t"}`:               "sink",
+		`{"sink":"s","type":"io.vextrus.saga.Completed"}`:   "type",
 		`{"sink":"s","type":1}`:                             "type",
 		`{"sink":"s","type":"t","reply":{}}`:                "reply.timeout",
 		`{"sink":"s","type":"t","reply":null}`:              "reply.timeout",
