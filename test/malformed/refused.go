@@ -76,8 +76,27 @@ func refusedSteps() []Case {
 		refused("33-dependencies", dependOn(33), "spec.steps[33].dependsOn", "32"),
 		refused("a-step-without-an-action", remove("spec.steps.2.http"), "spec.steps[2]", "exactly one kind of action"),
 		refused("a-compensation-without-an-action", set("spec.steps.0.compensation", map[string]any{}), "spec.steps[0].compensation", "exactly one kind of action"),
+		refused("a-step-with-two-kinds-of-action", set("spec.steps.2.message", message()), "spec.steps[2]", "exactly one kind of action"),
+		refused("a-message-without-a-sink", publish("sink", nil), "spec.steps[2].message.sink", "Required value"),
+		refused("a-message-to-another-namespace", publish("sink", "bank/events"), "spec.steps[2].message.sink"),
+		refused("a-message-of-the-operators-own-type", publish("type", "io.vextrus.saga.Completed"), "spec.steps[2].message.type", "the operator's own"),
+		refused("a-message-with-a-namespace", publish("namespace", "bank"), "spec.steps[2].message.namespace"),
+		refused("a-reply-without-a-timeout", publish("reply", map[string]any{}), "spec.steps[2].message.reply.timeout", "Required value"),
+		refused("a-reply-after-a-month-and-a-day", publish("reply", map[string]any{"timeout": "744h"}), "spec.steps[2].message.reply.timeout", "720h"),
 		refused("an-unknown-kind-of-action", set("spec.steps.2", map[string]any{"name": "ship", "grpc": map[string]any{}}), "spec.steps[2].grpc"),
 	}
+}
+
+// message is an action that publishes.
+func message() map[string]any { return map[string]any{"sink": "events", "type": "com.example.shipped"} }
+
+// publish makes the last step one that publishes, with one field set to something, or left out.
+func publish(field string, value any) Edit {
+	m := message()
+	if m[field] = value; value == nil {
+		delete(m, field)
+	}
+	return set("spec.steps.2", map[string]any{"name": "ship", "message": m})
 }
 
 // many returns so many small valid steps.
