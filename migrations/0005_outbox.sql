@@ -147,7 +147,7 @@ BEGIN
     SELECT last_value INTO top FROM outbox_position;
     SELECT max(to_position) INTO upper FROM outbox_partitions;
     IF upper IS NULL OR upper <= top THEN -- appends go to the rest by now; the next partition begins where none has been yet
-        upper := top + 10000;
+        upper := top + least(a_size, 10000);
     END IF;
     BEGIN
         WHILE upper < top + a_ahead * a_size LOOP

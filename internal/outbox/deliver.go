@@ -36,6 +36,9 @@ type delivery struct {
 	// refusals counts how often in a row the sink took nothing.
 	refusals int
 	trouble  *Error
+	// unsure is why it could not be said whether the lease is still held. The page is given up then, and the shard with it: what is settled behind the first message that is
+	// not is known here only.
+	unsure error
 }
 
 // flown is what a call of the publisher came to.
@@ -93,8 +96,8 @@ func (d *delivery) park(place int, failure *Error) {
 // run publishes the page. It returns when all is settled, or when ctx is done and nothing is on its way any more. What is on its way is only given up with hard.
 func (d *delivery) run(ctx, hard context.Context) {
 	for {
-		for d.trouble == nil && ctx.Err() == nil && len(d.ready) > 0 && d.flying < d.limits.Parallel {
-			if d.checkLease(hard) != nil {
+		for d.trouble == nil && d.unsure == nil && ctx.Err() == nil && len(d.ready) > 0 && d.flying < d.limits.Parallel {
+			if d.unsure = d.checkLease(hard); d.unsure != nil {
 				break
 			}
 			d.launch(hard)
@@ -102,12 +105,10 @@ func (d *delivery) run(ctx, hard context.Context) {
 		switch {
 		case d.flying > 0:
 			d.land(<-d.results)
-		case len(d.ready) == 0 || ctx.Err() != nil || hard.Err() != nil:
+		case len(d.ready) == 0 || d.unsure != nil || ctx.Err() != nil || hard.Err() != nil:
 			return
-		case d.trouble != nil:
-			d.holdOff(ctx)
 		default:
-			return // the lease is gone
+			d.holdOff(ctx)
 		}
 	}
 }

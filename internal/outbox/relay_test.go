@@ -351,3 +351,43 @@ func (f forgetful) Publish(ctx context.Context, all []outbox.Message) []error {
 	}
 	return f.Publisher.Publish(ctx, all)
 }
+
+// TestARelayThatIsStoppedInTheMiddleOfAPageGoesOnThere stops it while much of the page that it has read is not published yet.
+func TestARelayThatIsStoppedInTheMiddleOfAPageGoesOnThere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const keys, each, enough = 10, 10, 30
+	reached, stopping := make(chan struct{}), make(chan struct{})
+	var n atomic.Int64
+	p := &memory.Publisher{Sizes: outbox.Limits{Batch: 1, Parallel: 1}, Fault: func(context.Context, *outbox.Message) error {
+		if n.Add(1) == enough {
+			close(reached)
+			<-stopping
+		}
+		return nil
+	}}
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.set(relay, to(p))
+	r.flood(keys, each)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.ctx))
+	done := make(chan error, 1)
+	go func() { done <- relay.Run(ctx) }()
+	<-reached
+	cancel()
+	close(stopping)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := len(p.Taken()); got != enough {
+		t.Fatalf("%d messages were published before the relay stopped, want %d", got, enough)
+	}
+	q := &memory.Publisher{}
+	r.relay(outbox.Options{}, to(q))
+	r.await(q, keys*each-enough)
+	if err := complete(append(p.Taken(), q.Taken()...), flooded(keys, each), 1); err != nil {
+		t.Error(err)
+	}
+}

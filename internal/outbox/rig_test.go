@@ -34,11 +34,13 @@ func TestMain(m *testing.M) {
 const patience = 60 * time.Second
 
 type rig struct {
-	t     *testing.T
-	ctx   context.Context
-	url   string
-	pool  *pgxpool.Pool
-	store *storepg.Gathering
+	t    *testing.T
+	ctx  context.Context
+	url  string
+	pool *pgxpool.Pool
+	// relays is the pool of relays that are to have trouble with it.
+	relays *pgxpool.Pool
+	store  *storepg.Gathering
 
 	mu     sync.Mutex
 	counts map[string]int64 // of the messages of each key

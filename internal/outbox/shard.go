@@ -64,11 +64,11 @@ func (s *shard) run(ctx context.Context) (err error) {
 	stopping := context.AfterFunc(ctx, func() { time.AfterFunc(lastCalls, func() { giveUp(context.Canceled) }) })
 	defer stopping()
 	keys, err := loadParked(ctx, s.pool, &s.reader)
-	if err != nil {
-		return err
+	if err == nil {
+		err = s.lookUp(ctx, keys)
 	}
-	if err := s.lookUp(ctx, keys); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(unlessStopped(ctx, err), s.letGo(ctx))
 	}
 	soft, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -163,7 +163,7 @@ func (s *shard) follow(ctx, hard context.Context) error {
 			p = s.readFrom(ctx, s.current())
 		}
 		if p.err != nil {
-			return p.err
+			return unlessStopped(ctx, p.err)
 		}
 		if p.More {
 			ahead = make(chan page, 1)
@@ -182,6 +182,14 @@ func (s *shard) follow(ctx, hard context.Context) error {
 			return err
 		}
 		pause = min(pause*2, maxPoll)
+	}
+	return nil
+}
+
+// unlessStopped is an error, unless it only says that ctx is done: that is no fault.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
 	}
 	return nil
 }
@@ -235,7 +243,7 @@ func (s *shard) handle(ctx, hard context.Context, p *page) (bool, error) {
 	for s.parking.full() {
 		s.tellTrouble(ctx, Errorf(Unavailable, ReasonRefused, "publishing to sink %s: so many messages have failed that no more are tried before some of them go through or are dropped", s.sink.Name))
 		if err := sleep(ctx, maxPoll); err != nil {
-			return true, err
+			return false, unlessStopped(ctx, err) // nothing of the page has been touched
 		}
 	}
 	all := make([]Message, len(p.Messages))
@@ -256,10 +264,13 @@ func (s *shard) handle(ctx, hard context.Context, p *page) (bool, error) {
 	if d.published > 0 {
 		s.tellTrouble(ctx, nil)
 	}
+	if err == nil && d.unsure != nil {
+		err = fmt.Errorf("publishing to sink %s, when it could not be said whether its lease is still held: %w", s.sink.Name, d.unsure)
+	}
 	return true, err
 }
 
-// move makes the end of the first n messages of a page the checkpoint, in memory.
+// move makes the end of the first n messages of a page the checkpoint, in memory. What of them is to be parked has to be put down with it.
 func (s *shard) move(p *page, n, published int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -272,6 +283,7 @@ func (s *shard) move(p *page, n, published int) {
 // commit moves the checkpoint behind the first n messages of a page. Where messages are to be parked that happens with it, in one transaction; otherwise it is put down now and
 // then, and what was published since then is published again after a crash.
 func (s *shard) commit(ctx context.Context, p *page, d *delivery, n int) error {
+	before := s.current().checkpoint
 	s.move(p, n, d.published)
 	parked := d.parkedBefore(n)
 	if len(parked) == 0 && s.unsaved < s.page && time.Since(s.saved) < saveEvery {
@@ -280,7 +292,7 @@ func (s *shard) commit(ctx context.Context, p *page, d *delivery, n int) error {
 	if len(parked) == 0 {
 		return s.save(ctx)
 	}
-	return s.persist(ctx, func(ctx context.Context) error {
+	err := s.persist(ctx, func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			if err := insertParked(ctx, tx, &s.reader, parked); err != nil {
 				return err
@@ -288,6 +300,12 @@ func (s *shard) commit(ctx context.Context, p *page, d *delivery, n int) error {
 			return s.reader.save(ctx, tx, s.unsaved, s.lease)
 		})
 	})
+	if err != nil { // the last save must not pass over what is not parked
+		s.mu.Lock()
+		s.reader.checkpoint = before
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // save puts the checkpoint down.

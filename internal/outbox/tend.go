@@ -54,6 +54,7 @@ func (s *shard) tendOnce(ctx, hard context.Context) (next time.Time, err error) 
 			return next, nil
 		}
 		if err := s.lookUp(ctx, unknown); err != nil {
+			s.parking.later(ready, time.Now().Add(maxPoll))
 			return next, err
 		}
 		if len(ready) == 0 {

@@ -1,0 +1,206 @@
+package outbox_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/vextrus/saga-operator/internal/outbox"
+	"github.com/vextrus/saga-operator/internal/outbox/sink/memory"
+)
+
+// trouble has statements fail as those of a database do that is away for a moment: their contexts are over.
+type trouble struct{ fails func(sql string) bool }
+
+func (f *trouble) start(ctx context.Context, sql string) context.Context {
+	if !f.fails(sql) {
+		return ctx
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
+	return ctx
+}
+
+func (f *trouble) TraceQueryStart(ctx context.Context, _ *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
+	return f.start(ctx, d.SQL)
+}
+func (*trouble) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (f *trouble) TraceBatchStart(ctx context.Context, _ *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
+	return f.start(ctx, d.Batch.QueuedQueries[0].SQL)
+}
+func (*trouble) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (*trouble) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+// troubled gives the relays of the rig a pool of their own, in which statements fail.
+func (r *rig) troubled(fails func(sql string) bool) {
+	r.t.Helper()
+	config, err := pgxpool.ParseConfig(r.url)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	config.MaxConns = 20
+	config.ConnConfig.Tracer = &trouble{fails}
+	if r.relays, err = pgxpool.NewWithConfig(context.WithoutCancel(r.ctx), config); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(r.relays.Close)
+}
+
+func TestADatabaseInTroubleLosesNothingAndLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var over atomic.Bool
+	r.troubled(func(string) bool { return !over.Load() && rand.IntN(12) == 0 })
+	const keys, each = 60, 40
+	var refused atomic.Int64
+	p := &memory.Publisher{Sizes: outbox.Limits{Batch: 4, Parallel: 2}, Fault: func(ctx context.Context, _ *outbox.Message) error {
+		_ = pause(ctx, time.Duration(rand.IntN(4))*time.Millisecond)
+		if rand.IntN(40) == 0 {
+			refused.Add(1)
+			return outbox.Errorf(outbox.Failed, outbox.ReasonRefused, "not this time")
+		}
+		return nil
+	}}
+	s := to(p)
+	s.Retry.MaxAttempts = 1_000_000
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 2}) // the readers begin here, without trouble
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.set(relay, s)
+	r.flood(keys, each)
+	ctx, stop := context.WithCancel(context.WithoutCancel(r.ctx))
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.inTrouble(ctx, s)
+	}()
+	time.AfterFunc(8*time.Second, func() { over.Store(true) })
+	r.eventually("all is published, and nothing is parked any more", func() bool {
+		return over.Load() && arrived(p.Taken()) == keys*each && len(r.parked(outbox.Selection{})) == 0 && r.status().Backlog == 0
+	})
+	stop()
+	<-done
+	if err := complete(p.Taken(), flooded(keys, each), 1_000_000); err != nil {
+		t.Error(err)
+	}
+	if refused.Load() == 0 {
+		t.Error("nothing was ever parked")
+	}
+}
+
+// arrived is how many different messages there are.
+func arrived(taken []outbox.Message) int {
+	all := map[string]bool{}
+	for _, m := range taken {
+		all[m.ID.String()] = true
+	}
+	return len(all)
+}
+
+// inTrouble runs a relay on the pool in trouble.
+func (r *rig) inTrouble(ctx context.Context, s outbox.Sink) {
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.relays, Page: 50, Lease: 2 * time.Second})
+	for err == nil && ctx.Err() == nil {
+		if relay.Set(ctx, s) == nil {
+			break
+		}
+	}
+	if err == nil {
+		err = relay.Run(ctx)
+	}
+	if err != nil {
+		r.t.Error(err)
+	}
+}
+
+func TestALeaseThatCannotBeCheckedSkipsNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var checks atomic.Int64
+	r.troubled(func(sql string) bool { return strings.HasPrefix(sql, "SELECT commands") && checks.Add(1)%2 == 1 })
+	const keys, each = 30, 10
+	p := &memory.Publisher{Sizes: outbox.Limits{Batch: 5, Parallel: 1}, Fault: func(ctx context.Context, m *outbox.Message) error {
+		if m.Key == "key-1" { // in every round something takes longer than the lease is taken for granted
+			_ = pause(ctx, 120*time.Millisecond)
+		}
+		return nil
+	}}
+	s := to(p)
+	s.Timeout = time.Minute
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.set(relay, s)
+	r.flood(keys, each)
+	ctx, stop := context.WithCancel(context.WithoutCancel(r.ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.inTrouble(ctx, s)
+	}()
+	r.eventually("all is published", func() bool { return arrived(p.Taken()) == keys*each && r.status().Backlog == 0 })
+	stop()
+	<-done
+	if err := complete(p.Taken(), flooded(keys, each), 1_000_000); err != nil {
+		t.Error(err)
+	}
+	if checks.Load() == 0 {
+		t.Error("the lease was never checked")
+	}
+}
+
+func TestWhatCouldNotBeParkedBeforeAStopIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var failing, tried atomic.Bool
+	failing.Store(true)
+	r.troubled(func(sql string) bool {
+		parks := strings.HasPrefix(sql, "INSERT INTO outbox_parked")
+		if parks {
+			tried.Store(true)
+		}
+		return parks && failing.Load()
+	})
+	var mended atomic.Bool
+	p := &memory.Publisher{Fault: func(_ context.Context, m *outbox.Message) error {
+		if m.Key == "a" && !mended.Load() {
+			return outbox.Errorf(outbox.Failed, outbox.ReasonRefused, "not now")
+		}
+		return nil
+	}}
+	s := to(p)
+	s.Retry.MaxAttempts = 1_000_000
+	ctx, stop := context.WithCancel(context.WithoutCancel(r.ctx))
+	done := make(chan struct{})
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.set(relay, s)
+	go func() {
+		defer close(done)
+		r.inTrouble(ctx, outbox.Sink{ID: s.ID, Name: s.Name, Publisher: p, Retry: s.Retry})
+	}()
+	r.commit(r.message("a"), r.message("a"), r.message("b"))
+	r.eventually("it wants to park", tried.Load)
+	stop()
+	<-done
+	failing.Store(false)
+	mended.Store(true)
+	q := &memory.Publisher{}
+	r.relay(outbox.Options{}, to(q))
+	r.eventually("all has arrived", func() bool { return arrived(append(p.Taken(), q.Taken()...)) == 3 })
+	if err := complete(append(p.Taken(), q.Taken()...), r.counts, 1); err != nil {
+		t.Error(err)
+	}
+}
