@@ -289,6 +289,8 @@ type MessageReply struct {
 // about mean that it did not, and it is tried again; other 4xx are a
 // definite no; everything else may have happened and is tried again under
 // the same key. Redirects are not followed.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.callbackTimeout) == (has(self.completion) && self.completion == 'Callback')",message="callbackTimeout is needed with completion: Callback, and only with it"
 type HTTPRequest struct {
 	// method is the HTTP method: GET, POST, PUT, PATCH or DELETE.
 	// +required
@@ -318,7 +320,37 @@ type HTTPRequest struct {
 	// +kubebuilder:validation:Schemaless
 	// +kubebuilder:pruning:PreserveUnknownFields
 	Body *JSON `json:"body,omitempty"`
+
+	// completion says when it has happened. Response: when the request has been
+	// answered. Callback: the request has the header Saga-Callback, a URL; a
+	// participant that answers 202 says there later, once, what became of it, and
+	// any other answer counts at once. Default: Response.
+	// +optional
+	Completion Completion `json:"completion,omitempty"`
+
+	// callbackTimeout is how long the answer may take that comes by callback.
+	// Without one by then nobody knows what became of it: it is tried again, and
+	// compensated in the end. 1s to 720h. Needed with completion: Callback.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Format=duration
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(\.[0-9]{1,9})?h)?([0-9]{1,7}(\.[0-9]{1,9})?m)?([0-9]{1,9}(\.[0-9]{1,9})?s)?([0-9]{1,9}(\.[0-9]{1,9})?ms)?$`
+	// +kubebuilder:validation:XValidation:rule="self >= duration('1s') && self <= duration('720h')",message="must be between 1s and 720h"
+	CallbackTimeout *metav1.Duration `json:"callbackTimeout,omitempty"`
 }
+
+// Completion says when an HTTP action has happened.
+//
+// +kubebuilder:validation:Enum=Response;Callback
+type Completion string
+
+// The completions.
+const (
+	CompletionResponse Completion = "Response"
+	CompletionCallback Completion = "Callback"
+)
 
 // HeaderTemplate is the value of a header, a text that may hold ${…}
 // expressions.

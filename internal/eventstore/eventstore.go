@@ -154,6 +154,18 @@ const (
 	MaxAnswerTextBytes = 1 << 10
 )
 
+// Callback is an address at which the participant of an attempt answers later. Its token is known to the participant alone: the store has the token's hash.
+type Callback struct {
+	// TokenHash is the SHA-256 of the token.
+	TokenHash [32]byte
+	// UID, Step, Direction and Attempt name the attempt.
+	UID             uuid.UUID
+	Step, Direction string
+	Attempt         int
+	// ExpiresAt is when the token is of no use any more, to the microsecond.
+	ExpiresAt time.Time
+}
+
 // Snapshot is the stored fold of a stream up to a version. It only saves time: without it the stream is folded from its first event.
 type Snapshot struct {
 	Stream string
@@ -208,6 +220,10 @@ type Store interface {
 	Answers(ctx context.Context, uid uuid.UUID) ([]Answer, error)
 	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before.
 	TakeAnswered(ctx context.Context, limit int) ([]SagaState, error)
+	// PutCallback keeps a callback, for as long as the saga's state row. Keeping it again is a success.
+	PutCallback(ctx context.Context, c Callback) error
+	// Callback returns the callback of a token's hash; ErrNotFound when there is none.
+	Callback(ctx context.Context, tokenHash [32]byte) (Callback, error)
 	// Messages returns up to limit messages of the outbox whose position is greater than after, in the order of their positions. It is for people and tests: a
 	// position is drawn before its transaction commits, so a reader that follows positions alone can pass over a message that commits late.
 	Messages(ctx context.Context, after int64, limit int) ([]RecordedMessage, error)

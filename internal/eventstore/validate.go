@@ -105,6 +105,14 @@ func (a *Answer) Validate() error {
 	return nil
 }
 
+// Validate reports, as an ErrInvalid, what is wrong with a callback.
+func (c *Callback) Validate() error {
+	if c.UID == uuid.Nil || c.Step == "" || c.Direction == "" || !text(c.Step) || !text(c.Direction) || c.ExpiresAt.IsZero() {
+		return fmt.Errorf("keeping a callback of the %s of step %q of saga %s: %w: it needs a saga, a step, a direction and an end", c.Direction, c.Step, c.UID, ErrInvalid)
+	}
+	return nil
+}
+
 // Validate reports, as an ErrInvalid, what is wrong with a snapshot.
 func (s *Snapshot) Validate() error {
 	invalid := func(what string) error {

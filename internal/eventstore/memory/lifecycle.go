@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -54,6 +55,7 @@ func (s *Store) RemoveFinished(ctx context.Context, before time.Time, limit int)
 		delete(s.snaps, name)
 		delete(s.states, uid)
 		delete(s.answers, uid)
+		maps.DeleteFunc(s.callbacks, func(_ [32]byte, c eventstore.Callback) bool { return c.UID == uid })
 		delete(s.finished, uid)
 	}
 	return len(uids), nil

@@ -20,7 +20,7 @@ type behaviour struct {
 // Run checks every behaviour against stores that open makes. Each call of open returns a store that nobody else uses, and that is gone when its test ends.
 func Run(t *testing.T, open func(testing.TB) eventstore.Store) {
 	t.Helper()
-	for _, group := range [][]behaviour{versions, atomicity, repetition, several, reading, backwards, limits, values, sagas, answers, outbox, order, following, archiving, snapshots, retention, concurrency} {
+	for _, group := range [][]behaviour{versions, atomicity, repetition, several, reading, backwards, limits, values, sagas, answers, callbacks, outbox, order, following, archiving, snapshots, retention, concurrency} {
 		for _, b := range group {
 			t.Run(b.name, func(t *testing.T) {
 				t.Parallel()

@@ -6,6 +6,8 @@
 //	url: http://inventory/reservations/${input.orderId}
 //	headers: {X-Tenant: shop}   # optional
 //	body: {order: "${input.orderId}"}   # optional, any JSON; not with GET
+//	completion: Callback        # optional: 202 means that the answer comes later
+//	callbackTimeout: 1h         # with it: how long it may take
 //
 // Every attempt of an effect sends the same request: the headers Idempotency-Key, Saga-Id (the saga's uid) and Saga-Step, traceparent
 // when the call has one, and the body as JSON.
@@ -20,6 +22,9 @@
 //	408, 425, other 5xx, 101; a time-out or a broken connection
 //	after the request may have been sent; a 2xx answer that is
 //	too large or breaks off                                    Unknown
+//
+// With completion: Callback the request has the header Saga-Callback, a URL that nobody else is given. Of an answer 202 the outcome is what is said there later, once; any other
+// answer is an outcome at once, as above.
 //
 // # URLs
 //
@@ -81,6 +86,14 @@ type Options struct {
 	TLS *tls.Config
 	// Clock is what a date in Retry-After is compared with; nil means time.Now.
 	Clock func() time.Time
+	// Callbacks gives out the URLs at which participants answer later; nil where nobody listens there, and then no step can ask for it.
+	Callbacks Callbacks
+}
+
+// Callbacks gives out URLs at which one attempt is answered later.
+type Callbacks interface {
+	// Issue returns a new URL that is good for so long.
+	Issue(ctx context.Context, call participant.Call, within time.Duration) (url string, err error)
 }
 
 // Participant carries out effects of kind http. It is safe for concurrent use.
@@ -89,6 +102,7 @@ type Participant struct {
 	limit     int64
 	userAgent string
 	clock     func() time.Time
+	callbacks Callbacks
 }
 
 var _ participant.Participant = (*Participant)(nil)
@@ -108,7 +122,7 @@ func New(o Options) *Participant {
 		o.Clock = time.Now
 	}
 	return &Participant{
-		limit: o.MaxAnswerBytes, userAgent: o.UserAgent, clock: o.Clock,
+		limit: o.MaxAnswerBytes, userAgent: o.UserAgent, clock: o.Clock, callbacks: o.Callbacks,
 		// The transport alone, without a client: no redirects, no cookies, no credentials from a URL. Proxy stays nil: a proxy would do
 		// the connecting, and the egress policy would judge the proxy's address.
 		transport: &nethttp.Transport{
@@ -133,8 +147,8 @@ func (p *Participant) Check(with map[string]any) []saga.FieldError {
 	var errs []saga.FieldError
 	fail := func(field, message string) { errs = append(errs, saga.FieldError{Field: field, Message: message}) }
 	for _, name := range slices.Sorted(maps.Keys(with)) {
-		if name != "method" && name != "url" && name != "headers" && name != "body" {
-			fail(name, "is not a setting of http; the settings are method, url, headers and body")
+		if !slices.Contains(settings, name) {
+			fail(name, "is not a setting of http; the settings are "+strings.Join(settings, ", "))
 		}
 	}
 	if err := checkMethod(with); err != nil {
@@ -153,14 +167,30 @@ func (p *Participant) Check(with map[string]any) []saga.FieldError {
 	if with["method"] == nethttp.MethodGet && with["body"] != nil {
 		fail("body", "GET has no body; use POST, or put the values into the URL")
 	}
-	return append(errs, checkHeaders(with["headers"])...)
+	errs = append(errs, checkHeaders(with["headers"])...)
+	if _, wrong := p.completion(with); wrong != nil {
+		errs = append(errs, *wrong)
+	}
+	return errs
 }
+
+// settings are the names of all settings.
+var settings = []string{"method", "url", "headers", "body", "completion", "callbackTimeout"}
 
 // Do implements participant.Participant.
 func (p *Participant) Do(ctx context.Context, call participant.Call) participant.Result {
 	req, err := p.request(call)
 	if err != nil {
 		return participant.Result{Kind: saga.Rejected, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + err.Error())}
+	}
+	within, wrong := p.completion(call.With)
+	if wrong != nil {
+		return participant.Result{Kind: saga.Rejected, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + wrong.Error())}
+	}
+	if within > 0 {
+		if err := p.askForCallback(ctx, req, call, within); err != nil {
+			return participant.Result{Kind: saga.Retryable, Reason: "CallbackUnavailable", Message: short("nothing was sent: " + err.Error())}
+		}
 	}
 	// A request is written only to a connection that was handed out for it. As long as none was, nothing can have been sent. This
 	// holds through the transport's own retries too (it repeats a request with an idempotency key when a kept connection turns out to
@@ -172,7 +202,11 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 		return failed(ctx, err, sent.Load())
 	}
 	defer resp.Body.Close()
-	return p.outcome(ctx, resp)
+	result := p.outcome(ctx, resp)
+	if within > 0 && resp.StatusCode == nethttp.StatusAccepted {
+		return participant.Result{Accepted: true, AnswerWithin: within} // whatever became of its body: the answer is still to come
+	}
+	return result
 }
 
 // checkTemplate checks a URL with 1 in the place of each expression: 1 can stand in a host, a port, a path and a query. An expression at

@@ -28,7 +28,7 @@ var errScheme = errors.New("must begin with http:// or https://")
 var forbidden = []string{
 	"Host", "Content-Length", "Content-Encoding", "Transfer-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate",
 	"Proxy-Authorization", "Te", "Trailer", "Upgrade", "Expect", "Accept-Encoding", "Http2-Settings",
-	"Idempotency-Key", "X-Idempotency-Key", "Saga-Id", "Saga-Step", "Traceparent", "Tracestate",
+	"Idempotency-Key", "X-Idempotency-Key", "Saga-Id", "Saga-Step", "Saga-Callback", "Traceparent", "Tracestate",
 }
 
 // request builds the HTTP request from rendered settings. What is checked here is what is sent.

@@ -1,0 +1,161 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// Why a callback changes nothing; test with errors.Is.
+var (
+	// ErrNoCallback says that nobody was given this token: it is forged, mistyped, or its saga's history has been removed.
+	ErrNoCallback = errors.New("there is no callback with this token")
+	// ErrCallbackExpired says that the answer comes later than was agreed.
+	ErrCallbackExpired = errors.New("the callback has expired")
+	// ErrCallbackUsed says that another answer was given before, and that one counts.
+	ErrCallbackUsed = errors.New("the callback was used for another answer")
+	// ErrCallbackOver says that the saga waits for no answer to this any more.
+	ErrCallbackOver = errors.New("the saga no longer waits for this answer")
+)
+
+// tokenBytes is how many random bytes a token has.
+const tokenBytes = 32
+
+// Callbacks gives out the tokens with which participants answer later, and takes their answers. A token stands for one attempt of one effect of one saga: what it answers is looked up
+// by the hash of it, and is nothing that whoever brings it could choose. It is safe for concurrent use.
+type Callbacks struct {
+	Store eventstore.Store
+	// Clock says when a token expires; nil is the system's.
+	Clock func() time.Time
+}
+
+// CallbackAnswer is what a participant says with a token: that the effect happened, or that it was rejected.
+type CallbackAnswer struct {
+	// Rejected is a definite no, with a Reason (one word for programs) and a Message (for people), each at most eventstore.MaxAnswerTextBytes.
+	Rejected        bool
+	Reason, Message string
+	// Response is what output expressions see as response.
+	Response map[string]any
+}
+
+func (c *Callbacks) now() time.Time {
+	if c.Clock != nil {
+		return c.Clock()
+	}
+	return time.Now()
+}
+
+// Issue returns a new token for an attempt, which is good for so long. An attempt that is sent again after a crash gets another, and both are good for it.
+func (c *Callbacks) Issue(ctx context.Context, call participant.Call, within time.Duration) (token string, err error) {
+	uid, err := uuid.Parse(call.Saga.UID)
+	if err != nil {
+		return "", fmt.Errorf("making a callback for %s: %w", call.Attempt, err)
+	}
+	raw := make([]byte, tokenBytes)
+	_, _ = rand.Read(raw) // it never fails
+	token = base64.RawURLEncoding.EncodeToString(raw)
+	err = c.Store.PutCallback(ctx, eventstore.Callback{
+		TokenHash: sha256.Sum256([]byte(token)), UID: uid, Step: call.Attempt.Step, Direction: string(call.Attempt.Direction), Attempt: call.Attempt.Number,
+		ExpiresAt: c.now().Add(within),
+	})
+	if err != nil {
+		return "", fmt.Errorf("making a callback for %s: %w", call.Attempt, err)
+	}
+	return token, nil
+}
+
+// Answer keeps an answer. It fails with one of the errors above, and has changed nothing then; the same answer again is a success. An answer that comes before its attempt is known to
+// have been accepted is kept, and counts as soon as that is.
+func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) error {
+	found, err := c.Store.Callback(ctx, sha256.Sum256([]byte(token)))
+	if errors.Is(err, eventstore.ErrNotFound) {
+		return ErrNoCallback
+	}
+	if err != nil {
+		return fmt.Errorf("taking an answer: %w", err)
+	}
+	response, err := json.Marshal(a.Response)
+	if err != nil {
+		return fmt.Errorf("taking an answer: %w: %w", eventstore.ErrInvalid, err)
+	}
+	answer := eventstore.Answer{
+		UID: found.UID, Step: found.Step, Direction: found.Direction, Rejected: a.Rejected, Reason: a.Reason, Message: a.Message, Response: response,
+	}
+	if answered, err := c.before(ctx, answer); answered || err != nil {
+		return err
+	}
+	if !c.now().Before(found.ExpiresAt) {
+		return fmt.Errorf("%w at %s", ErrCallbackExpired, found.ExpiresAt.Format(time.RFC3339))
+	}
+	if err := c.awaited(ctx, &found); err != nil {
+		return err
+	}
+	kept, err := c.Store.PutAnswer(ctx, answer)
+	if err != nil {
+		return fmt.Errorf("taking an answer: %w", err)
+	}
+	if kept {
+		return nil
+	}
+	if answered, err := c.before(ctx, answer); answered || err != nil { // somebody was faster
+		return err
+	}
+	return ErrCallbackOver // it has finished in the meantime
+}
+
+// before reports whether the effect has an answer already, with an error if that is another one.
+func (c *Callbacks) before(ctx context.Context, a eventstore.Answer) (bool, error) {
+	all, err := c.Store.Answers(ctx, a.UID)
+	if err != nil {
+		return false, fmt.Errorf("taking an answer: %w", err)
+	}
+	for _, old := range all {
+		if old.Step != a.Step || old.Direction != a.Direction {
+			continue
+		}
+		if old.Rejected == a.Rejected && old.Reason == a.Reason && old.Message == a.Message && bytes.Equal(old.Response, a.Response) {
+			return true, nil
+		}
+		return true, ErrCallbackUsed
+	}
+	return false, nil
+}
+
+// awaited reports, as an ErrCallbackOver, that an answer would come to nothing: the effect has ended, or the saga has turned to rolling back, and does not wait for actions then.
+func (c *Callbacks) awaited(ctx context.Context, found *eventstore.Callback) error {
+	row, err := c.Store.SagaState(ctx, found.UID)
+	if errors.Is(err, eventstore.ErrNotFound) {
+		return ErrCallbackOver
+	}
+	if err != nil {
+		return fmt.Errorf("taking an answer: %w", err)
+	}
+	var state saga.State
+	if err := json.Unmarshal(row.State, &state); err != nil {
+		return fmt.Errorf("taking an answer: reading the state of saga %s: %w", found.UID, err)
+	}
+	step := state.Step(found.Step)
+	if step == nil {
+		return ErrCallbackOver
+	}
+	effect, phase := step.Do, saga.Running
+	if saga.Direction(found.Direction) == saga.Compensation {
+		effect, phase = step.Compensation, saga.Compensating
+	}
+	if state.Phase != phase || !effect.Status.UnderWay() && effect.Status != saga.Waiting {
+		return ErrCallbackOver
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/eventstore/memory"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// called is a participant that asks for a callback for the actions of one step, and hands it and the call to the test.
+type called struct {
+	*scripted
+	callbacks *Callbacks
+}
+
+type issued struct {
+	call  participant.Call
+	token string
+}
+
+const agreed = time.Hour
+
+// callsBack accepts the actions of a step. then sees each with its token before the acceptance is recorded.
+func callsBack(t *testing.T, c *Callbacks, step string, then func(issued)) *called {
+	p := &called{callbacks: c}
+	p.scripted = later(step, agreed, func(call participant.Call) {
+		token, err := c.Issue(context.Background(), call, agreed)
+		if err != nil {
+			t.Error(err)
+		}
+		then(issued{call, token})
+	})
+	return p
+}
+
+func paid(id string) CallbackAnswer {
+	return CallbackAnswer{Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": map[string]any{"id": id}}}
+}
+
+// answering is a saga that waits for the callback of its first step, accepted and recorded.
+func answering(t *testing.T, store eventstore.Store, c *Callbacks) (*bench, Key, issued) {
+	t.Helper()
+	tokens := make(chan issued, 1)
+	def := definition("pay", "ship")
+	def.Steps[0].Output = map[string]string{"id": "${response.body.id}"}
+	b := newBench(t, store, callsBack(t, c, "pay", func(i issued) { tokens <- i }).scripted, start(def)).run()
+	k := newKey(t)
+	b.runner.Enqueue(k)
+	i := <-tokens
+	for {
+		if got := history(t, store, k); got[len(got)-1] == "AttemptAccepted" {
+			return b, k, i
+		}
+	}
+}
+
+func answered(t *testing.T, c *Callbacks, token string, a CallbackAnswer, want error) {
+	t.Helper()
+	if err := c.Answer(t.Context(), token, a); !errors.Is(err, want) || want == nil && err != nil {
+		t.Errorf("the callback came to %v, want %v", err, want)
+	}
+}
+
+func TestACallbackEndsTheAttemptThatItWasGivenTo(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	b, _, i := answering(t, store, c)
+	answered(t, c, i.token, paid("p-1"), nil)
+	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+		t.Fatal(err)
+	}
+	r := b.await()
+	if r.State.Phase != saga.Completed || string(r.State.Step("pay").Output) != `{"id":"p-1"}` {
+		t.Errorf("the saga is %s with output %s", r.State.Phase, r.State.Step("pay").Output)
+	}
+	answered(t, c, i.token, paid("p-1"), nil) // the participant may not have seen that it was taken
+	answered(t, c, i.token, paid("p-2"), ErrCallbackUsed)
+}
+
+func TestACallbackThatComesBeforeTheAcceptanceIsKept(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	p := callsBack(t, c, "pay", func(i issued) { answered(t, c, i.token, paid("p-1"), nil) })
+	b := newBench(t, store, p.scripted, start(definition("pay", "ship"))).run()
+	k := newKey(t)
+	b.runner.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Completed {
+		t.Errorf("the saga is %s", r.State.Phase)
+	}
+	if got := strings.Join(history(t, store, k), " "); !strings.Contains(got, "AttemptAccepted AttemptSucceeded") {
+		t.Errorf("the history is %s", got)
+	}
+}
+
+func TestARejectingCallbackRollsTheSagaBack(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	b, _, i := answering(t, store, c)
+	no := CallbackAnswer{Rejected: true, Reason: "Declined", Message: "the card was declined"}
+	answered(t, c, i.token, no, nil)
+	answered(t, c, i.token, paid("p-1"), ErrCallbackUsed)
+	answered(t, c, i.token, no, nil)
+	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Reason != "Declined" {
+		t.Errorf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
+	}
+}
+
+func TestAForgedCallbackChangesNothing(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	_, k, i := answering(t, store, c)
+	for _, token := range []string{"", "x", strings.Repeat("A", len(i.token)), i.token + "=", i.token[:len(i.token)-1], strings.ToUpper(i.token), k.UID} {
+		answered(t, c, token, paid("p-1"), ErrNoCallback)
+	}
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID)); err != nil || len(got) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestACallbackAnswersItsOwnSagaStepAndDirectionOnly(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	_, one, i := answering(t, store, c)
+	_, two, _ := answering(t, store, c)
+	answered(t, c, i.token, paid("p-1"), nil)
+	if got, err := store.Answers(t.Context(), uuid.MustParse(two.UID)); err != nil || len(got) != 0 {
+		t.Errorf("the other saga has %v, %v", got, err)
+	}
+	got, err := store.Answers(t.Context(), uuid.MustParse(one.UID))
+	if err != nil || len(got) != 1 || got[0].Step != "pay" || got[0].Direction != string(saga.Action) {
+		t.Errorf("the saga has %v, %v", got, err)
+	}
+}
+
+func TestACallbackIsOfNoUseAfterItsEnd(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	var mu sync.Mutex
+	now := time.Now()
+	c := &Callbacks{Store: store, Clock: func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return now
+	}}
+	_, k, i := answering(t, store, c)
+	mu.Lock()
+	now = now.Add(agreed)
+	mu.Unlock()
+	answered(t, c, i.token, paid("p-1"), ErrCallbackExpired)
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID)); err != nil || len(got) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	mu.Lock()
+	now = now.Add(-time.Microsecond)
+	mu.Unlock()
+	answered(t, c, i.token, paid("p-1"), nil)
+}
+
+func TestACallbackAfterTheDeadlineChangesNothing(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	tokens := make(chan issued, 1)
+	def := definition("pay")
+	def.Deadline = 50 * time.Millisecond
+	b := newBench(t, store, callsBack(t, c, "pay", func(i issued) { tokens <- i }).scripted, start(def)).run()
+	b.runner.Enqueue(newKey(t))
+	i := <-tokens
+	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Cause != saga.CauseDeadlineExceeded {
+		t.Fatalf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
+	}
+	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
+	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID)); err != nil || len(got) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestOfManyCallbacksAtOnceOneIsTaken(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	_, k, i := answering(t, store, c)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	taken := 0
+	for n := range 16 {
+		wg.Go(func() {
+			err := c.Answer(t.Context(), i.token, paid(string(rune('a'+n))))
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				taken++
+			} else if !errors.Is(err, ErrCallbackUsed) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID)); err != nil || len(got) != 1 || taken != 1 {
+		t.Errorf("%d were taken, and %v kept: %v", taken, got, err)
+	}
+}
+
+func TestAnEarlierAttemptsCallbackSettlesTheEffect(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	var first string
+	p := &scripted{}
+	p.do = func(_ context.Context, call participant.Call) participant.Result {
+		if call.Attempt.Step != "pay" || call.Attempt.Direction != saga.Action {
+			return participant.Result{Kind: saga.Succeeded}
+		}
+		token, err := c.Issue(context.Background(), call, agreed)
+		if err != nil {
+			t.Error(err)
+		}
+		if call.Attempt.Number == 1 { // the answer 202 was lost, and the participant knows this token alone
+			first = token
+			return participant.Result{Kind: saga.Unknown, Reason: "ConnectionBroken"}
+		}
+		answered(t, c, first, paid("p-1"), nil)
+		return participant.Result{Accepted: true, AnswerWithin: agreed}
+	}
+	b := newBench(t, store, p, start(definition("pay", "ship"))).run()
+	b.runner.Enqueue(newKey(t))
+	if r := b.await(); r.State.Phase != saga.Completed || r.State.Step("pay").Do.Attempts != 2 {
+		t.Errorf("the saga is %s after %d attempts", r.State.Phase, r.State.Step("pay").Do.Attempts)
+	}
+}

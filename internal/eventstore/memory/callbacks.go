@@ -1,0 +1,40 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+)
+
+// PutCallback implements eventstore.Store.
+func (s *Store) PutCallback(ctx context.Context, c eventstore.Callback) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("keeping a callback of saga %s: %w", c.UID, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.callbacks[c.TokenHash]; !known {
+		c.ExpiresAt = c.ExpiresAt.UTC().Truncate(time.Microsecond)
+		s.callbacks[c.TokenHash] = c
+	}
+	return nil
+}
+
+// Callback implements eventstore.Store.
+func (s *Store) Callback(ctx context.Context, tokenHash [32]byte) (eventstore.Callback, error) {
+	if err := ctx.Err(); err != nil {
+		return eventstore.Callback{}, fmt.Errorf("looking a callback up: %w", err)
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c, known := s.callbacks[tokenHash]
+	if !known {
+		return c, fmt.Errorf("looking a callback up: %w", eventstore.ErrNotFound)
+	}
+	return c, nil
+}
