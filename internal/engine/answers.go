@@ -63,8 +63,8 @@ func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, num
 	return o
 }
 
-// Answered calls yield with the key of every saga that has an answer which nobody has been told of, until there is none. Whoever drives the engine asks now and then, and
-// when something has been committed.
+// Answered calls yield with the key of every saga that has an answer, or a decision, which nobody has been told of, until there is none. Whoever drives the engine asks now and
+// then, and when something has been committed.
 func (e *Engine) Answered(ctx context.Context, yield func(Key)) error {
 	const page = 100
 	for {

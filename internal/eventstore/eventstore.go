@@ -218,7 +218,9 @@ type Store interface {
 	PutAnswer(ctx context.Context, a Answer) (bool, error)
 	// Answers returns the answers to the effects of a saga, in no order.
 	Answers(ctx context.Context, uid uuid.UUID) ([]Answer, error)
-	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before.
+	// Nudge has TakeAnswered return a saga, once, although it has no new answer: something else was appended for whoever drives it. One that is not known, or has finished, is not.
+	Nudge(ctx context.Context, uid uuid.UUID) error
+	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before, or a nudge.
 	TakeAnswered(ctx context.Context, limit int) ([]SagaState, error)
 	// PutCallback keeps a callback, for as long as the saga's state row. Keeping it again is a success.
 	PutCallback(ctx context.Context, c Callback) error

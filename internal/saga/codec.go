@@ -21,6 +21,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	SagaCompleted{}.EventType():    decode[SagaCompleted],
 	SagaCompensated{}.EventType():  decode[SagaCompensated],
 	SagaParked{}.EventType():       decode[SagaParked],
+	DecisionMade{}.EventType():     decode[DecisionMade],
 	SagaSuspended{}.EventType():    decode[SagaSuspended],
 	SagaResumed{}.EventType():      decode[SagaResumed],
 }

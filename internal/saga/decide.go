@@ -124,16 +124,17 @@ func (d *decision) giveUpAnswers() {
 func (d *decision) retryAt(o Outcome) time.Time {
 	effect := d.plan.effect(o.Attempt)
 	forward := o.Attempt.Direction == Action
-	if effect == nil || o.Kind == Rejected || o.Attempt.Number >= effect.Retry.MaxAttempts || forward && d.state.Phase != Running {
+	counted := o.Attempt.Number - d.state.effect(o.Attempt).Before
+	if effect == nil || o.Kind == Rejected || counted >= effect.Retry.MaxAttempts || forward && d.state.Phase != Running {
 		return time.Time{}
 	}
-	return d.in.Now.Add(pause(effect.Retry, o, d.in.Random))
+	return d.in.Now.Add(pause(effect.Retry, o, counted, d.in.Random))
 }
 
-// pause draws the pause before the next attempt: full jitter, but not less than the participant asked for, and never more than the cap.
-func pause(r Retry, o Outcome, random uint64) time.Duration {
+// pause draws the pause before the next attempt, after so many: full jitter, but not less than the participant asked for, and never more than the cap.
+func pause(r Retry, o Outcome, attempts int, random uint64) time.Duration {
 	ceiling := r.MaxBackoff
-	if doublings := o.Attempt.Number - 1; doublings < 62 && r.InitialBackoff <= r.MaxBackoff>>doublings {
+	if doublings := attempts - 1; doublings < 62 && r.InitialBackoff <= r.MaxBackoff>>doublings {
 		ceiling = r.InitialBackoff << doublings
 	}
 	h := fnv.New64a()

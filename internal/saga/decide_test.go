@@ -389,7 +389,7 @@ func TestPausesAreFullJitterUnderADoublingCeiling(t *testing.T) {
 	for n, ceiling := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 4: 8 * time.Second, 5: 8 * time.Second, 99: 8 * time.Second} {
 		var low, high int
 		for random := range uint64(400) {
-			p := pause(r, Outcome{Attempt: Attempt{Step: "a", Number: n}}, random)
+			p := pause(r, Outcome{Attempt: Attempt{Step: "a", Number: n}}, n, random)
 			if p < 0 || p > ceiling {
 				t.Fatalf("the pause after attempt %d is %s, over the ceiling of %s", n, p, ceiling)
 			}
@@ -410,7 +410,7 @@ func TestAParticipantMayAskForALongerPauseUpToTheCap(t *testing.T) {
 	t.Parallel()
 	r := Retry{MaxAttempts: 9, InitialBackoff: time.Millisecond, MaxBackoff: time.Minute}
 	for asked, want := range map[time.Duration]time.Duration{10 * time.Second: 10 * time.Second, time.Hour: time.Minute} {
-		if got := pause(r, Outcome{Attempt: Attempt{Number: 1}, RetryAfter: asked}, 1); got != want {
+		if got := pause(r, Outcome{Attempt: Attempt{Number: 1}, RetryAfter: asked}, 1, 1); got != want {
 			t.Errorf("asked for %s the pause is %s, want %s", asked, got, want)
 		}
 	}

@@ -154,6 +154,15 @@ type (
 		Reason  string `json:"reason,omitempty"`
 		Message string `json:"message,omitempty"`
 	}
+	// DecisionMade says what a person has decided about a parked saga, which goes on with it.
+	DecisionMade struct {
+		At
+		// Step is the step whose compensation had failed; empty for all such steps.
+		Step    string  `json:"step,omitempty"`
+		Verdict Verdict `json:"verdict"`
+		By      string  `json:"by,omitempty"`
+		Reason  string  `json:"reason,omitempty"`
+	}
 	// SagaSuspended says that no attempt will be started until SagaResumed.
 	SagaSuspended struct{ At }
 	// SagaResumed ends a suspension.
@@ -186,6 +195,9 @@ func (SagaCompensated) EventType() string { return "SagaCompensated" }
 
 // EventType implements Event.
 func (SagaParked) EventType() string { return "SagaParked" }
+
+// EventType implements Event.
+func (DecisionMade) EventType() string { return "DecisionMade" }
 
 // EventType implements Event.
 func (SagaSuspended) EventType() string { return "SagaSuspended" }

@@ -54,6 +54,8 @@ func (s *State) apply(e Event) {
 	case SagaParked:
 		s.Phase = CompensationFailed
 		s.Parked = &Failure{Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt()}
+	case DecisionMade:
+		s.decided(e)
 	case SagaSuspended:
 		s.Suspended = true
 	case SagaResumed:

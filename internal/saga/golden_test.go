@@ -78,7 +78,18 @@ func goldenHistories(t *testing.T) map[string]*history {
 	answered.accepts("reserve", Compensation)
 	answered.answers("reserve", Compensation, Succeeded)
 
-	return map[string]*history{"completed": completed, "compensated": compensated, "parked": parked, "answered": answered}
+	decided := begin(t, order)
+	decided.ends("reserve", Action, Succeeded)
+	decided.ends("charge", Action, Succeeded)
+	decided.ends("label", Action, Rejected)
+	decided.ends("charge", Compensation, Rejected)
+	decided.decided(Decision{Step: "charge", Verdict: Retried, By: "ann", Reason: "payments is mended"})
+	decided.ends("charge", Compensation, Succeeded)
+	decided.ends("reserve", Compensation, Rejected)
+	decided.decided(Decision{Verdict: MarkedCompensated, By: "ann", Reason: "given back by telephone"})
+	decided.phaseIs(Compensated)
+
+	return map[string]*history{"completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
 }
 
 func TestHistoriesWrittenByEarlierVersionsStillFold(t *testing.T) {

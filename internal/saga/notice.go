@@ -23,6 +23,7 @@ const (
 	NoticeCompensated        = "Compensated"
 	NoticeCompensationFailed = "CompensationFailed"
 	NoticeParked             = "Parked"
+	NoticeDecided            = "Decided"
 )
 
 // NoticeOf returns what the world is told about an event; false for events that are nobody else's business. State.Notices counts them, so which events have one must
@@ -47,6 +48,8 @@ func NoticeOf(e Event) (Notice, bool) {
 		return Notice{What: NoticeCompensated}, true
 	case SagaParked:
 		return Notice{What: NoticeParked, Step: e.Step, Reason: e.Reason, Message: e.Message}, true
+	case DecisionMade:
+		return Notice{What: NoticeDecided, Step: e.Step, Reason: string(e.Verdict), Message: e.Reason}, true
 	default:
 		return Notice{}, false
 	}

@@ -68,6 +68,33 @@ type simulation struct {
 	state  State
 	events []Event
 	in     Input
+	// skipped are the steps that a person has decided not to undo.
+	skipped map[string]bool
+}
+
+// person decides about a parked saga, for one step that has failed or for all.
+func (s *simulation) person() {
+	d := Decision{Verdict: rapid.SampledFrom(Verdicts).Draw(s.t, "verdict"), By: "ann"}
+	if rapid.Bool().Draw(s.t, "one step") {
+		d.Step = rapid.SampledFrom(s.state.Steps).Draw(s.t, "decided step").Name
+	}
+	e, err := Decided(s.state, d, s.in.Now)
+	if err != nil {
+		return
+	}
+	for _, step := range s.state.Steps {
+		if (d.Step == "" || d.Step == step.Name) && step.Compensation.failedForGood() {
+			switch d.Verdict {
+			case MarkedCompensated:
+				s.world.happened["u/"+step.Name+"/compensation"] = true
+			case Skipped:
+				s.skipped[step.Name] = true
+			}
+		}
+	}
+	s.state = Fold(s.state, e)
+	s.events = append(s.events, e)
+	s.decide()
 }
 
 func (s *simulation) decide(outcomes ...Outcome) {
@@ -107,7 +134,7 @@ func (s *simulation) crash() {
 
 func (s *simulation) act() {
 	inFlight := s.plan.InFlight(s.state)
-	switch rapid.IntRange(0, 13).Draw(s.t, "act") {
+	switch rapid.IntRange(0, 14).Draw(s.t, "act") {
 	case 0:
 		s.in.Suspend = !s.in.Suspend
 		s.decide()
@@ -134,6 +161,8 @@ func (s *simulation) act() {
 			}
 			s.decide(o)
 		}
+	case 7:
+		s.person()
 	case 6: // what was accepted happens, whether or not the answer comes
 		if waiting := accepted(&s.state); len(waiting) > 0 {
 			s.world.happened[rapid.SampledFrom(waiting).Draw(s.t, "done").Key(s.state.UID)] = true
@@ -186,12 +215,16 @@ func simulate(t *rapid.T) *simulation {
 	if len(errs) > 0 {
 		t.Fatalf("the generated definition does not compile: %v", errs)
 	}
-	s := &simulation{t: t, plan: plan, world: world{happened: map[string]bool{}}, in: Input{Now: t0, Start: &SagaStarted{UID: "u", Definition: def}}}
+	s := &simulation{t: t, plan: plan, world: world{happened: map[string]bool{}}, skipped: map[string]bool{}, in: Input{Now: t0, Start: &SagaStarted{UID: "u", Definition: def}}}
 	s.decide()
 	for range rapid.IntRange(0, 40).Draw(t, "acts") {
 		s.act()
 	}
 	s.settle()
+	for range rapid.IntRange(0, 3).Draw(t, "decisions") { // of people, where it is parked
+		s.person()
+		s.settle()
+	}
 	s.crash()
 	return s
 }
@@ -210,7 +243,7 @@ func TestEverySagaEndsWithEverythingDoneOrUndoneOrParked(t *testing.T) {
 		case Compensated:
 			for i, step := range s.state.Steps {
 				did, undid := s.world.happened["u/"+step.Name+"/action"], s.world.happened["u/"+step.Name+"/compensation"]
-				if did && !undid && s.plan.def.Steps[i].Compensation != nil {
+				if did && !undid && !s.skipped[step.Name] && s.plan.def.Steps[i].Compensation != nil {
 					t.Fatalf("compensated, but step %s was done and not undone", step.Name)
 				}
 			}
@@ -230,18 +263,20 @@ type checker struct {
 	plan         *Plan
 	inFlight     map[string]bool // by key
 	attempts     map[string]int
+	before       map[string]int // attempts that do not count any more
 	done         map[string]bool
 	mayHave      map[string]bool
 	accepted     map[string]bool
 	compensating int
 	ended        bool
+	parked       bool
 }
 
 func TestEveryHistoryKeepsTheLaws(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := simulate(t)
-		c := &checker{t: t, plan: s.plan, inFlight: map[string]bool{}, attempts: map[string]int{}, done: map[string]bool{}, mayHave: map[string]bool{}, accepted: map[string]bool{}}
+		c := &checker{t: t, plan: s.plan, inFlight: map[string]bool{}, attempts: map[string]int{}, before: map[string]int{}, done: map[string]bool{}, mayHave: map[string]bool{}, accepted: map[string]bool{}}
 		for _, e := range s.events {
 			c.check(e)
 		}
@@ -249,10 +284,12 @@ func TestEveryHistoryKeepsTheLaws(t *testing.T) {
 }
 
 func (c *checker) check(e Event) {
-	if c.ended {
+	if _, decided := e.(DecisionMade); c.ended && !decided {
 		c.t.Fatalf("%s follows the end", e.EventType())
 	}
 	switch e := e.(type) {
+	case DecisionMade:
+		c.checkDecision(e)
 	case AttemptStarted:
 		c.checkStart(e.Attempt)
 	case AttemptSucceeded:
@@ -281,11 +318,24 @@ func (c *checker) check(e Event) {
 			}
 		}
 	case SagaCompleted, SagaCompensated, SagaParked:
-		c.ended = true
+		c.ended, c.parked = true, e.EventType() == SagaParked{}.EventType()
 		for key, open := range c.inFlight {
 			if open {
 				c.t.Fatalf("the saga ended while an attempt of %s was under way", key)
 			}
+		}
+	}
+}
+
+func (c *checker) checkDecision(e DecisionMade) {
+	if !c.parked {
+		c.t.Fatal("a decision was taken about a saga that was not parked")
+	}
+	c.ended, c.parked = false, false
+	for key, n := range c.attempts {
+		if strings.HasSuffix(key, "/compensation") && !c.done[key] && (e.Step == "" || key == "/"+e.Step+"/compensation") {
+			c.before[key] = n
+			c.done[key] = e.Verdict != Retried
 		}
 	}
 }
@@ -304,7 +354,7 @@ func (c *checker) checkStart(a Attempt) {
 		c.t.Fatalf("%s was started, but there is no such effect", a)
 	case c.inFlight[key], c.done[key]:
 		c.t.Fatalf("%s was started, but an earlier one is under way or has succeeded", a)
-	case a.Number != c.attempts[key]+1 || a.Number > effect.Retry.MaxAttempts:
+	case a.Number != c.attempts[key]+1 || a.Number-c.before[key] > effect.Retry.MaxAttempts:
 		c.t.Fatalf("%s was started after %d of at most %d", a, c.attempts[key], effect.Retry.MaxAttempts)
 	}
 	c.inFlight[key], c.attempts[key] = true, a.Number

@@ -49,6 +49,8 @@ func (s EffectStatus) UnderWay() bool { return s == InProgress || s == Accepted 
 type EffectState struct {
 	Status   EffectStatus `json:"status,omitempty"`
 	Attempts int          `json:"attempts,omitempty"`
+	// Before is how many of the attempts were made before a person had it tried again. They do not count against its limit.
+	Before int `json:"before,omitempty"`
 	// MayHaveHappened is true from an attempt whose outcome is unknown until a definite answer under the same key settles it.
 	MayHaveHappened bool      `json:"mayHaveHappened,omitempty"`
 	StartedAt       time.Time `json:"startedAt,omitzero"`

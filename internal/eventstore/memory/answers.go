@@ -56,6 +56,19 @@ func (s *Store) Answers(ctx context.Context, uid uuid.UUID) ([]eventstore.Answer
 	return all, nil
 }
 
+// Nudge implements eventstore.Store.
+func (s *Store) Nudge(ctx context.Context, uid uuid.UUID) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("nudging saga %s: %w", uid, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state, known := s.states[uid]; known && !state.Finished {
+		s.nudged[uid] = true
+	}
+	return nil
+}
+
 // TakeAnswered implements eventstore.Store.
 func (s *Store) TakeAnswered(ctx context.Context, limit int) ([]eventstore.SagaState, error) {
 	if err := ctx.Err(); err != nil {
@@ -64,6 +77,16 @@ func (s *Store) TakeAnswered(ctx context.Context, limit int) ([]eventstore.SagaS
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []eventstore.SagaState
+	for uid := range s.nudged {
+		if len(all) >= limit {
+			break
+		}
+		delete(s.nudged, uid)
+		if state, known := s.states[uid]; known {
+			state.State = bytes.Clone(state.State)
+			all = append(all, state)
+		}
+	}
 	for uid, kept := range s.answers {
 		news := false
 		for _, a := range kept {

@@ -31,6 +31,8 @@ type Store struct {
 	snaps    map[string]eventstore.Snapshot
 	messages []eventstore.RecordedMessage
 	answers  map[uuid.UUID][]*answer
+	// nudged are the sagas to be looked at.
+	nudged map[uuid.UUID]bool
 	// callbacks are by the hash of their token.
 	callbacks map[[32]byte]eventstore.Callback
 	position  int64
@@ -48,7 +50,7 @@ var _ eventstore.Store = (*Store)(nil)
 func New() *Store {
 	return &Store{
 		streams: map[string]*stream{}, ids: map[uuid.UUID]bool{}, txids: map[int64]uint64{}, states: map[uuid.UUID]eventstore.SagaState{},
-		finished: map[uuid.UUID]time.Time{}, snaps: map[string]eventstore.Snapshot{}, answers: map[uuid.UUID][]*answer{}, callbacks: map[[32]byte]eventstore.Callback{},
+		finished: map[uuid.UUID]time.Time{}, snaps: map[string]eventstore.Snapshot{}, answers: map[uuid.UUID][]*answer{}, nudged: map[uuid.UUID]bool{}, callbacks: map[[32]byte]eventstore.Callback{},
 	}
 }
 

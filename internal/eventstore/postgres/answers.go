@@ -48,12 +48,22 @@ func (s *Store) Answers(ctx context.Context, uid uuid.UUID) ([]eventstore.Answer
 	return all, nil
 }
 
+// Nudge implements eventstore.Store.
+func (s *Store) Nudge(ctx context.Context, uid uuid.UUID) error {
+	if _, err := s.pool.Exec(ctx, `INSERT INTO saga_nudges (uid) SELECT uid FROM saga_state WHERE uid = $1 AND NOT finished ON CONFLICT DO NOTHING`, uid); err != nil {
+		return Classified(fmt.Errorf("nudging saga %s: %w", uid, err))
+	}
+	s.committed()
+	return nil
+}
+
 // TakeAnswered implements eventstore.Store.
 func (s *Store) TakeAnswered(ctx context.Context, limit int) ([]eventstore.SagaState, error) {
 	rows, err := s.pool.Query(ctx, `WITH news AS (
 			UPDATE saga_answers SET told = true WHERE (uid, step, direction) IN (
-				SELECT uid, step, direction FROM saga_answers WHERE NOT told ORDER BY received_at LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING uid)
-		SELECT `+stateColumns+` FROM saga_state WHERE uid IN (SELECT uid FROM news)`, max(limit, 0))
+				SELECT uid, step, direction FROM saga_answers WHERE NOT told ORDER BY received_at LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING uid),
+		nudges AS (DELETE FROM saga_nudges WHERE uid IN (SELECT uid FROM saga_nudges LIMIT $1 - (SELECT count(DISTINCT uid) FROM news) FOR UPDATE SKIP LOCKED) RETURNING uid)
+		SELECT `+stateColumns+` FROM saga_state WHERE uid IN (SELECT uid FROM news UNION SELECT uid FROM nudges)`, max(limit, 0))
 	if err != nil {
 		return nil, Classified(fmt.Errorf("looking for sagas with new answers: %w", err))
 	}

@@ -94,6 +94,31 @@ var answers = []behaviour{
 			t.Errorf("%v, %v", some, err)
 		}
 	}},
+	{"a saga that was nudged is told of once, with or without an answer", func(t *testing.T, f *fixture) {
+		one, two := f.running(), f.running()
+		for _, uid := range []uuid.UUID{one, one, two, uuid.New()} {
+			if err := f.Nudge(t.Context(), uid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.keeps(answer(two), true)
+		told := map[uuid.UUID]int{}
+		for {
+			some, err := f.TakeAnswered(t.Context(), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(some) == 0 {
+				break
+			}
+			for _, s := range some {
+				told[s.UID]++
+			}
+		}
+		if len(told) != 2 || told[one] != 1 || told[two] < 1 || told[two] > 2 {
+			t.Errorf("told of %v", told)
+		}
+	}},
 	{"of many equal answers at once, one is kept", func(t *testing.T, f *fixture) {
 		uid := f.running()
 		var kept atomic.Int32

@@ -59,6 +59,9 @@ func History() *projection.Definition {
 		On("SagaParked", note(func(e saga.SagaParked) entry {
 			return entry{at: e.At.At, step: e.Step, reason: e.Reason, message: e.Message}
 		})).
+		On("DecisionMade", note(func(e saga.DecisionMade) entry {
+			return entry{at: e.At.At, step: e.Step, reason: string(e.Verdict), message: e.Reason, actor: e.By}
+		})).
 		On("SagaCompleted", note(func(e saga.SagaCompleted) entry { return entry{at: e.At.At} })).
 		On("SagaCompensated", note(func(e saga.SagaCompensated) entry { return entry{at: e.At.At} })).
 		On("SagaSuspended", note(func(e saga.SagaSuspended) entry { return entry{at: e.At.At} })).

@@ -14,6 +14,7 @@ func Summary() *projection.Definition {
 		On("SagaStarted", projection.For(decode, open)).
 		On("SagaCompensating", move[saga.SagaCompensating](saga.Compensating)).
 		On("SagaParked", move[saga.SagaParked](saga.CompensationFailed)).
+		On("DecisionMade", move[saga.DecisionMade](saga.Compensating)).
 		On("SagaCompleted", end[saga.SagaCompleted](saga.Completed)).
 		On("SagaCompensated", end[saga.SagaCompensated](saga.Compensated)).
 		Ignore("AttemptStarted", "AttemptAccepted", "AttemptSucceeded", "AttemptFailed", "SagaSuspended", "SagaResumed")

@@ -1,0 +1,56 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// ErrNotStarted says that a saga has no events (yet): there is nothing to decide about.
+var ErrNotStarted = errors.New("the saga has not started")
+
+// Decide records a person's decision about a parked saga. It starts nothing: whoever drives the saga learns of it from Answered, and goes on. It fails with a *saga.DecisionError when
+// the decision cannot be taken, and with ErrNotStarted. After any other error it may have been recorded, and asking again is safe.
+func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
+	uid, err := uuid.Parse(key.UID)
+	if err != nil {
+		return fmt.Errorf("deciding about saga %s: its uid is not a UUID: %w", key, err)
+	}
+	for range maxRounds {
+		r := &running{key: key}
+		if err := e.load(ctx, r); err != nil {
+			return fmt.Errorf("deciding about saga %s: %w", key, err)
+		}
+		if r.state.Version == 0 {
+			return fmt.Errorf("deciding about saga %s: %w", key, ErrNotStarted)
+		}
+		event, err := saga.Decided(r.state, d, e.Clock().UTC().Truncate(time.Microsecond))
+		if err != nil {
+			if r.state.Phase == saga.Compensating { // perhaps by a decision that nobody has been told of, because its process ended
+				err = errors.Join(err, e.Store.Nudge(ctx, uid))
+			}
+			return fmt.Errorf("deciding about saga %s: %w", key, err)
+		}
+		plan, err := e.plans.compile(r.state.Definition)
+		if err != nil {
+			return fmt.Errorf("deciding about saga %s: %w", key, err)
+		}
+		err = e.append(ctx, r, plan, []saga.Event{event})
+		if err == nil {
+			if err := e.Store.Nudge(ctx, uid); err != nil {
+				return fmt.Errorf("deciding about saga %s: it is recorded, but whoever drives the saga could not be told: %w; ask again", key, err)
+			}
+			return nil
+		}
+		if !errors.Is(err, eventstore.ErrWrongVersion) {
+			return fmt.Errorf("deciding about saga %s: %w", key, err)
+		}
+	}
+	return fmt.Errorf("deciding about saga %s: %w: lost %d times in a row", key, errContended, maxRounds)
+}
