@@ -14,9 +14,9 @@ GRANT USAGE ON SCHEMA public TO $ROLE;
 GRANT SELECT, INSERT ON event_store, outbox_events TO $ROLE;
 GRANT SELECT, INSERT, UPDATE ON streams, saga_state, snapshots, saga_answers TO $ROLE;
 GRANT SELECT, INSERT, UPDATE, DELETE ON projections, projection_skips, saga_history_rows, saga_summary_rows, saga_summary_open TO $ROLE;
-GRANT SELECT, INSERT, UPDATE, DELETE ON saga_nudges, outbox_readers, outbox_relays, outbox_parked TO $ROLE;
-GRANT SELECT, INSERT ON outbox_dropped, saga_callbacks TO $ROLE;
-GRANT USAGE, SELECT ON SEQUENCE outbox_position TO $ROLE;
+GRANT SELECT, INSERT, UPDATE, DELETE ON idempotency_keys, saga_nudges, outbox_readers, outbox_relays, outbox_parked, event_handlers_parked TO $ROLE;
+GRANT SELECT, INSERT ON outbox_dropped, event_handlers_dropped, saga_callbacks TO $ROLE;
+GRANT USAGE, SELECT ON SEQUENCE outbox_position, idempotency_fences TO $ROLE;
 GRANT SELECT ON store_clusters, saga_history, saga_summary, `+versionTable+` TO $ROLE;
 GRANT EXECUTE ON FUNCTION remove_finished_sagas(timestamptz, integer), maintain_outbox(bigint, integer) TO $ROLE;
 `, "$ROLE", pgx.Identifier{role}.Sanitize())
