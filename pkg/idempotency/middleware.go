@@ -19,6 +19,8 @@ type MiddlewareOptions struct {
 	Realm func(*http.Request) (string, error)
 	// Required says whether a request has to have a key; nil is POST and PATCH. GET, HEAD, OPTIONS and TRACE change nothing and pass through, whatever it says.
 	Required func(*http.Request) bool
+	// Busy is the status for a request whose first is being carried out; 0 is 409. A participant of a saga sets 425: 409 is a definite no there.
+	Busy int
 	// Keep says whether an answer is kept for repetitions; nil is KeepAnswer. One that is not kept gives the key back.
 	Keep func(status int) bool
 	// Headers are those of an answer that are kept with it; nil is DefaultHeaders.
@@ -64,6 +66,9 @@ func Middleware(store Store, o MiddlewareOptions) func(http.Handler) http.Handle
 	m := &middleware{MiddlewareOptions: o, store: store}
 	if m.Required == nil {
 		m.Required = func(r *http.Request) bool { return r.Method == http.MethodPost || r.Method == http.MethodPatch }
+	}
+	if m.Busy == 0 {
+		m.Busy = http.StatusConflict
 	}
 	if m.Keep == nil {
 		m.Keep = KeepAnswer
@@ -155,7 +160,7 @@ func (m *middleware) refused(key Key, err error) Response {
 	switch {
 	case errors.As(err, &busy):
 		const soon = time.Second // most requests take no longer, whatever their lease
-		return newProblem(http.StatusConflict, "a request with this key is being carried out; ask again").retryAfter(min(busy.RetryAfter, soon))
+		return newProblem(m.Busy, "a request with this key is being carried out; ask again").retryAfter(min(busy.RetryAfter, soon))
 	case errors.Is(err, ErrMismatch):
 		return newProblem(http.StatusUnprocessableEntity, "this key was used for another request: a new request needs a new key, and a repetition the same method, path and body")
 	case errors.Is(err, ErrInvalidKey):
@@ -192,7 +197,7 @@ func (m *middleware) first(w http.ResponseWriter, r *http.Request, next http.Han
 		return m.store.Complete(ctx, claim, answer)
 	})
 	if errors.Is(err, ErrFenced) && !rec.streaming { // another's answer counts, and this one must not contradict it
-		newProblem(http.StatusConflict, "this took longer than its key was held, and another request with the key has taken over; ask again for its answer").retryAfter(time.Second).write(w)
+		newProblem(m.Busy, "this took longer than its key was held, and another request with the key has taken over; ask again for its answer").retryAfter(time.Second).write(w)
 		return
 	}
 	rec.send()

@@ -1,0 +1,82 @@
+package participant
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// telling is an outcome that somebody is to be told.
+type telling struct {
+	effect   Effect
+	key      string
+	callback string
+	outcome  []byte
+	attempts int
+}
+
+// tellOnce tells one outcome that is due.
+func (s *Service) tellOnce(ctx context.Context) (bool, error) {
+	const claimed = time.Minute // longer than a post takes: after a crash another one tells it then
+	var t telling
+	err := s.db.QueryRow(ctx, `UPDATE saga_work SET due_at = now() + $1::interval WHERE (realm, key) IN (
+			SELECT realm, key FROM saga_work WHERE ended IS NULL AND outcome IS NOT NULL AND due_at <= now() ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+		RETURNING realm, effect, key, callback, outcome, attempts`, claimed).Scan(&t.effect.Realm, &t.effect.Name, &t.key, &t.callback, &t.outcome, &t.attempts)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for outcomes to be told: %w", explain(err))
+	}
+	status, err := s.post(ctx, &t)
+	switch {
+	case err != nil:
+	case status >= 200 && status < 300:
+		return true, s.told(ctx, &t, "told")
+	case status >= 300 && status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout:
+		// The saga went on without it, or another answer counts: telling it again would change nothing.
+		s.Logger.Warn("a callback was not taken", "effect", t.effect.String(), "status", status)
+		return true, s.told(ctx, &t, "refused")
+	default:
+		err = fmt.Errorf("it was answered with status %d", status)
+	}
+	s.Logger.Info("a callback did not go through; it is tried again", "effect", t.effect.String(), "attempts", t.attempts+1, "error", err)
+	return true, s.putOff(ctx, t.effect.Realm, t.key, t.attempts)
+}
+
+// told notes that an outcome was told, unless the operator has asked for it elsewhere meanwhile.
+func (s *Service) told(ctx context.Context, t *telling, ended string) error {
+	ctx = context.WithoutCancel(ctx)
+	_, err := s.db.Exec(ctx, `UPDATE saga_work SET ended = CASE WHEN callback = $3 THEN $4 END, due_at = now(), attempts = 0 WHERE realm = $1 AND key = $2 AND ended IS NULL`,
+		t.effect.Realm, t.key, t.callback, ended)
+	if err != nil {
+		return fmt.Errorf("noting that the outcome of effect %s was told: %w", t.effect, err)
+	}
+	return nil
+}
+
+// post calls the callback and returns the status of its answer. Errors do not repeat the URL, which is a secret.
+func (s *Service) post(ctx context.Context, t *telling) (int, error) {
+	const enough = 4 << 10
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.callback, bytes.NewReader(t.outcome))
+	if err != nil {
+		return http.StatusBadRequest, nil // what is no URL never becomes one
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := s.Client.Do(req)
+	if err != nil {
+		if cause := errors.Unwrap(err); cause != nil {
+			err = cause
+		}
+		return 0, err
+	}
+	defer resp.Body.Close()
+	_, _ = io.CopyN(io.Discard, resp.Body, enough) // so that the connection can be used again
+	return resp.StatusCode, nil
+}

@@ -1,0 +1,198 @@
+package participant_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/vextrus/saga-operator/pkg/participant"
+)
+
+// operator takes callbacks.
+type operator struct {
+	*httptest.Server
+	mu    sync.Mutex
+	calls map[string][]string // bodies by path
+	says  func(path string) int
+}
+
+func newOperator(t *testing.T, says func(path string) int) *operator {
+	t.Helper()
+	o := &operator{calls: map[string][]string{}, says: says}
+	o.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: %v", r.Method, r.Header.Get("Content-Type"), err)
+		}
+		o.mu.Lock()
+		o.calls[r.URL.Path] = append(o.calls[r.URL.Path], string(body))
+		o.mu.Unlock()
+		status := http.StatusNoContent
+		if o.says != nil {
+			status = o.says(r.URL.Path)
+		}
+		w.WriteHeader(status)
+	}))
+	t.Cleanup(o.Close)
+	return o
+}
+
+func (o *operator) told(path string) []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.calls[path]
+}
+
+func (r *rig) ended(thing string) string {
+	r.t.Helper()
+	var ended *string
+	if err := r.pool.QueryRow(r.ctx, `SELECT ended FROM saga_work WHERE effect = 'book ' || $1`, thing).Scan(&ended); err != nil {
+		r.t.Fatal(err)
+	}
+	if ended == nil {
+		return ""
+	}
+	return *ended
+}
+
+func TestAcceptedWorkIsDoneAndItsOutcomeTold(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t), newOperator(t, nil)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/cb")
+	r.is("1", 0)
+	r.run(r.work)
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" })
+	r.is("1", 1)
+	if got := o.told("/cb"); len(got) != 1 || got[0] != `{"outcome":"Succeeded","body":{"thing":"1"}}` {
+		t.Errorf("it was told %v", got)
+	}
+}
+
+func TestARejectionIsToldWithItsReason(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t), newOperator(t, nil)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/cb")
+	r.run(func(context.Context, pgx.Tx, participant.Work) (participant.Outcome, error) {
+		return participant.Outcome{Rejected: true, Reason: "Declined", Message: "card declined"}, nil
+	})
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" })
+	if got := o.told("/cb"); len(got) != 1 || got[0] != `{"outcome":"Rejected","reason":"Declined","message":"card declined"}` {
+		t.Errorf("it was told %v", got)
+	}
+}
+
+func TestWithoutACallbackNothingIsAccepted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.answers(400, "POST", "/later/1", "a", `{}`)
+}
+
+func TestACallbackIsRepeatedUntilItIsTakenAndNoLonger(t *testing.T) {
+	t.Parallel()
+	var n atomic.Int32
+	o := newOperator(t, func(path string) int {
+		switch i := n.Add(1); {
+		case path == "/gone":
+			return http.StatusGone
+		case i < 4:
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusNoContent
+	})
+	r := newRig(t)
+	r.run(r.work)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/cb")
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" })
+	if got := o.told("/cb"); len(got) != 4 {
+		t.Errorf("it was told %v", got)
+	}
+	r.answers(202, "POST", "/later/2", "b", `{}`, "Saga-Callback", o.URL+"/gone")
+	r.eventually("it is refused", func() bool { return r.ended("2") == "refused" })
+	if got := o.told("/gone"); len(got) != 1 {
+		t.Errorf("it was told %v", got)
+	}
+	r.is("2", 1) // the saga compensates what it no longer waits for
+}
+
+func TestTheNewestCallbackIsTold(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t), newOperator(t, func(path string) int {
+		if path == "/first" {
+			return http.StatusGone
+		}
+		return http.StatusNoContent
+	})
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/first")
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/second") // the answer was lost
+	stop := r.run(r.work)
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" })
+	if len(o.told("/first")) != 0 || len(o.told("/second")) != 1 {
+		t.Errorf("%v and %v were told", o.told("/first"), o.told("/second"))
+	}
+	stop()
+
+	r.answers(202, "POST", "/later/2", "b", `{}`, "Saga-Callback", o.URL+"/first")
+	r.run(r.work)
+	r.eventually("it is refused", func() bool { return r.ended("2") == "refused" })
+	r.answers(202, "POST", "/later/2", "b", `{}`, "Saga-Callback", o.URL+"/third") // it came too late, and the operator asks again
+	r.eventually("it is told after all", func() bool { return r.ended("2") == "told" })
+	if len(o.told("/third")) != 1 {
+		t.Errorf("%v was told", o.told("/third"))
+	}
+	r.is("2", 1)
+}
+
+func TestWorkThatFailsIsDoneAgainAndCommittedOnce(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t), newOperator(t, nil)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/cb")
+	var n atomic.Int32
+	r.run(func(ctx context.Context, tx pgx.Tx, w participant.Work) (participant.Outcome, error) {
+		out, err := r.work(ctx, tx, w)
+		if n.Add(1) < 3 {
+			err = errors.New("not yet")
+		}
+		return out, err
+	})
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" })
+	r.is("1", 1)
+}
+
+func TestSeveralProcessesDoEachPieceOfWorkOnce(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t), newOperator(t, nil)
+	for range 4 {
+		r.run(r.work)
+	}
+	things := []string{"1", "2", "3", "4", "5", "6", "7", "8"}
+	for _, thing := range things {
+		r.answers(202, "POST", "/later/"+thing, "k"+thing, `{}`, "Saga-Callback", o.URL+"/"+thing)
+	}
+	for _, thing := range things {
+		r.eventually("it is told", func() bool { return r.ended(thing) == "told" })
+		r.is(thing, 1)
+	}
+}
+
+func TestACompensationWithdrawsWorkThatIsNotDone(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t), newOperator(t, nil)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/cb")
+	r.answers(200, "DELETE", "/later/1", "c", "")
+	r.run(r.work)
+	r.answers(202, "POST", "/later/2", "b", `{}`, "Saga-Callback", o.URL+"/cb2")
+	r.eventually("what came after it is told", func() bool { return r.ended("2") == "told" })
+	r.is("1", 0)
+	if got := o.told("/cb"); len(got) != 0 {
+		t.Errorf("it was told %v", got)
+	}
+	r.answers(201, "DELETE", "/later/2", "c2", "") // this one was done, and is undone
+	r.is("2", 0)
+}
