@@ -57,6 +57,7 @@ type Config struct {
 	EgressAllow      list
 	EgressDeny       list
 	MaxAnswerBytes   int64
+	CallbackURL      string
 	HistoryRetention time.Duration
 	OutboxShards     int
 	ShutdownGrace    time.Duration
@@ -112,6 +113,7 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that participants and sinks may have although they are denied by default")
 	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that participants and sinks may not have; the API server's is always one")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
+	fs.StringVar(&c.CallbackURL, "callback-url", "", "base `URL` of the HTTP API as participants reach it, for steps with completion: Callback; without it there are none")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
 	fs.IntVar(&c.OutboxShards, "outbox-shards", outbox.DefaultShards, "parts by key in which a new sink is published, and so replicas that share it at most; 1 to 64")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long attempts under way may go on when the operator is told to stop")
@@ -213,7 +215,7 @@ func (c *Config) check() error {
 	if _, err := egress.New(c.EgressAllow, c.EgressDeny); err != nil {
 		return fmt.Errorf("--egress-allow or --egress-deny: %w", err)
 	}
-	return nil
+	return checkCallbackURL(c.CallbackURL)
 }
 
 // list is a comma-separated flag.

@@ -58,6 +58,8 @@ func TestAWrongSettingIsNamed(t *testing.T) {
 		{[]string{"--workers=x"}, db, "workers"},
 		{nil, append([]string{"SAGA_WORKERS", "x"}, db...), "SAGA_WORKERS"},
 		{[]string{"--workers=0"}, db, "--workers"},
+		{[]string{"--callback-url=saga.example"}, db, "--callback-url"},
+		{[]string{"--callback-url=https://x/?a=b"}, db, "--callback-url"},
 		{[]string{"--max-answer-bytes=100000000"}, db, "--max-answer-bytes"},
 		{[]string{"--log-format=xml"}, db, "--log-format"},
 		{[]string{"--egress-deny=nonsense"}, db, "nonsense"},

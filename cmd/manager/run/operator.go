@@ -164,7 +164,7 @@ func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Stor
 	if err := wireSinks(c, log, mgr, r, policy); err != nil {
 		return err
 	}
-	kinds := participants(c, policy, r)
+	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
 	sagas := &controllers.SagaReconciler{Participants: kinds, Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
 	sagas.Engine, err = engine.New(engine.Options{
 		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Logger: log, Metrics: metrics.Registry,

@@ -25,10 +25,10 @@ import (
 const lookupTimeout = 5 * time.Second
 
 // participants are the kinds of participant that this operator has. A new kind is one more line here.
-func participants(c Config, policy *egress.Policy, sinks message.Sinks) participant.Registry {
+func participants(c Config, policy *egress.Policy, sinks message.Sinks, tokens *engine.Callbacks) participant.Registry {
 	return participant.Registry{
 		participanthttp.Kind: participanthttp.New(participanthttp.Options{
-			Egress: policy, MaxAnswerBytes: c.MaxAnswerBytes, UserAgent: "saga-operator/" + Version,
+			Egress: policy, MaxAnswerBytes: c.MaxAnswerBytes, UserAgent: "saga-operator/" + Version, Callbacks: callbacks(c, tokens),
 		}),
 		message.Kind: message.New(sinks, engine.SourceOf),
 	}
