@@ -192,6 +192,36 @@ func TestACallbackAfterTheDeadlineChangesNothing(t *testing.T) {
 	}
 }
 
+func TestACallbackDuringTheRollbackChangesNothing(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	tokens, undoing, goOn := make(chan issued, 1), make(chan struct{}), make(chan struct{})
+	p := callsBack(t, c, "pay", func(i issued) { tokens <- i })
+	accept := p.do
+	p.do = func(ctx context.Context, call participant.Call) participant.Result {
+		if call.Attempt.Direction == saga.Compensation {
+			close(undoing)
+			<-goOn
+		}
+		return accept(ctx, call)
+	}
+	def := definition("pay")
+	def.Deadline = 50 * time.Millisecond
+	b := newBench(t, store, p.scripted, start(def)).run()
+	b.runner.Enqueue(newKey(t))
+	i := <-tokens
+	<-undoing
+	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
+	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID)); err != nil || len(got) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	close(goOn)
+	if r := b.await(); r.State.Phase != saga.Compensated {
+		t.Errorf("the saga is %s", r.State.Phase)
+	}
+}
+
 func TestOfManyCallbacksAtOnceOneIsTaken(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
