@@ -95,7 +95,7 @@ func (w *Workshop) Start(ctx context.Context, o Options) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{"--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false", "--health-address", health, "--metrics-address", "0"}, o.Args...)
+	args := append([]string{"--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false", "--health-address", health, "--metrics-address", "0", "--api-bind-address", "0"}, o.Args...)
 	return w.Run(name, Command{Binary: "manager", Args: args, Env: []string{"DATABASE_URL=" + o.DatabaseURL}, LogFile: o.LogFile, Health: "http://" + health + "/readyz"})
 }
 

@@ -71,6 +71,8 @@ type Config struct {
 	LeaseSpace    string
 	LeaseDuration time.Duration
 
+	API apiConfig
+
 	HealthAddress  string
 	MetricsAddress string
 	PprofAddress   string
@@ -126,6 +128,14 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.StringVar(&c.LeaseName, "lease-name", "saga-operator", "name of the lease by which the leader is elected")
 	fs.StringVar(&c.LeaseSpace, "lease-namespace", "", "namespace of that lease; the operator's own by default")
 	fs.DurationVar(&c.LeaseDuration, "lease-duration", 30*time.Second, "how long a leader that is not heard of keeps the lease")
+
+	fs.StringVar(&c.API.Address, "api-bind-address", ":8443", "`address` of the HTTP API; 0 for none")
+	fs.StringVar(&c.API.CertFile, "api-tls-cert-file", "", "`path` of the API's certificate, read again when it changes; without one it signs a certificate itself, for development")
+	fs.StringVar(&c.API.KeyFile, "api-tls-key-file", "", "`path` of the key of that certificate")
+	c.API.Audiences = list{"saga-operator"}
+	fs.Var(&c.API.Audiences, "api-audiences", "comma-separated `audiences` of the tokens that the API takes; empty for those of the API server itself")
+	fs.Float64Var(&c.API.UserRate, "api-user-rate", 50, "requests to the API that one user may make per second, after a burst of twice as many")
+	fs.BoolVar(&c.API.InsecureHTTP, "api-insecure-http", false, "serve the API without TLS, on a loopback address only")
 
 	fs.StringVar(&c.HealthAddress, "health-address", ":8081", "`address` of /healthz and /readyz; 0 for none")
 	fs.StringVar(&c.MetricsAddress, "metrics-address", ":8080", "`address` of /metrics; 0 for none")
@@ -211,6 +221,9 @@ func (c *Config) check() error {
 		return errors.New("--shutdown-grace cannot be negative")
 	case c.LogFormat != "json" && c.LogFormat != "text":
 		return errors.New("--log-format has to be json or text")
+	}
+	if err := c.API.check(); err != nil {
+		return err
 	}
 	if _, err := egress.New(c.EgressAllow, c.EgressDeny); err != nil {
 		return fmt.Errorf("--egress-allow or --egress-deny: %w", err)

@@ -135,7 +135,7 @@ func TestASagaPublishesAMessageAndGoesOnWithItsAnswer(t *testing.T) {
 	payments(t, js)
 	log := &lockedBuffer{}
 	stop := operatorProcess(t, log, throwaway.Database(t), "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--health-address=0",
-		"--metrics-address=0", "--egress-allow=127.0.0.0/8", "--log-format=text", "--log-level=debug", "--outbox-shards=1")
+		"--metrics-address=0", "--api-bind-address=0", "--egress-allow=127.0.0.0/8", "--log-format=text", "--log-level=debug", "--outbox-shards=1")
 	defer func() {
 		if err := stop(); err != nil || t.Failed() || strings.Contains(log.String(), "forbidden") {
 			t.Errorf("the operator ended: %v; its log, in which nothing should be forbidden:\n%s", err, log)

@@ -61,7 +61,11 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	store := storepg.NewGathering(pool, storeFlushers, storepg.OnCommit(models.committed))
 	defer closeStore(ctx, store, log)
-	if err := wire(c, log, mgr, store, relay, news); err != nil {
+	machine, err := wire(c, log, mgr, store, relay, news)
+	if err != nil {
+		return err
+	}
+	if err := wireAPI(c, log, mgr, pool, store, machine); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log})); err != nil {
@@ -156,13 +160,13 @@ func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
 }
 
 // wire puts reconciler and engine together. Each needs the other: outcomes queue keys.
-func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, news <-chan struct{}) error {
+func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, news <-chan struct{}) (*engine.Engine, error) {
 	policy, err := egressPolicy(c, mgr.GetConfig(), log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := wireSinks(c, log, mgr, r, policy); err != nil {
-		return err
+		return nil, err
 	}
 	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
 	sagas := &controllers.SagaReconciler{Participants: kinds, Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
@@ -170,15 +174,15 @@ func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Stor
 		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := sagas.SetupWithManager(mgr); err != nil {
-		return err
+		return nil, err
 	}
 	if err := mgr.Add(&answers{engine: sagas.Engine, tell: sagas.Enqueue, news: news, log: log}); err != nil {
-		return err
+		return nil, err
 	}
-	return mgr.Add(&drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})
+	return sagas.Engine, mgr.Add(&drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})
 }
 
 // drain lets attempts end when the operator stops leading. It is a runnable so that the lease is kept meanwhile.

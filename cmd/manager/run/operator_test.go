@@ -53,7 +53,7 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	ended := make(chan int, 1)
 	go func() {
 		ended <- Main(ctx, []string{
-			"--kubeconfig", kubeconfig, "--lease-namespace=saga-system", "--health-address", health, "--metrics-address=0",
+			"--kubeconfig", kubeconfig, "--lease-namespace=saga-system", "--health-address", health, "--metrics-address=0", "--api-bind-address=0",
 			"--egress-allow=127.0.0.0/8", "--log-format=text", "--log-level=debug",
 		}, environ("DATABASE_URL", dsn), log, log)
 	}()

@@ -1,0 +1,108 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/operations"
+	"github.com/vextrus/saga-operator/internal/server"
+	"github.com/vextrus/saga-operator/pkg/idempotency"
+)
+
+// apiConfig is what the HTTP API is told.
+type apiConfig struct {
+	Address           string
+	CertFile, KeyFile string
+	Audiences         list
+	InsecureHTTP      bool
+	UserRate          float64
+}
+
+// off reports whether there is no API.
+func (c *apiConfig) off() bool { return c.Address == "0" || c.Address == "" }
+
+func (c *apiConfig) check() error {
+	switch {
+	case c.off():
+		return nil
+	case (c.CertFile == "") != (c.KeyFile == ""):
+		return errors.New("--api-tls-cert-file and --api-tls-key-file belong together")
+	case c.UserRate <= 0:
+		return errors.New("--api-user-rate has to be more than 0")
+	case c.InsecureHTTP && c.CertFile != "":
+		return errors.New("--api-insecure-http has no use for a certificate")
+	case c.InsecureHTTP:
+		if err := server.CheckInsecure(c.Address); err != nil {
+			return fmt.Errorf("--api-insecure-http: %w", err)
+		}
+	}
+	return nil
+}
+
+// wireAPI adds the HTTP API, on every replica: what it changes goes through the API server and the event store, and the leader sees it there.
+func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store, decider *engine.Engine) error {
+	if c.API.off() {
+		return nil
+	}
+	kube, err := operations.NewClient(mgr.GetConfig(), mgr.GetHTTPClient())
+	if err != nil {
+		return err
+	}
+	keys := idempotency.NewPostgres(pool, idempotency.Options{})
+	ops, err := operations.New(operations.Options{
+		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: decider, Callbacks: &engine.Callbacks{Store: store},
+		Watches: c.watches, Logger: log, Metrics: metrics.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	api, err := server.New(server.Options{
+		Operations: ops, Authenticator: server.NewAuthenticator(kube, c.API.Audiences, nil), Logger: log, Metrics: metrics.Registry, Version: Version,
+		Limits:  server.Limits{UserRate: c.API.UserRate},
+		Address: c.API.Address, CertFile: c.API.CertFile, KeyFile: c.API.KeyFile, InsecureHTTP: c.API.InsecureHTTP,
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(mgr.Add(api), mgr.Add(&sweeper{keys: keys, log: log}))
+}
+
+const (
+	// sweepBatch is how many expired keys are removed at once.
+	sweepBatch = 1000
+	sweepPause = 5 * time.Minute
+)
+
+// sweeper removes expired idempotency keys. One replica, the leader, does so; nothing depends on it but room.
+type sweeper struct {
+	keys idempotency.Store
+	log  *slog.Logger
+}
+
+// Start implements manager.Runnable.
+func (s *sweeper) Start(ctx context.Context) error {
+	ticker := time.NewTicker(sweepPause)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		for n := sweepBatch; n == sweepBatch && ctx.Err() == nil; {
+			var err error
+			if n, err = s.keys.Sweep(ctx, sweepBatch); err != nil && ctx.Err() == nil {
+				s.log.Warn("expired idempotency keys could not be removed; it is tried again later", "error", err)
+			}
+		}
+	}
+}

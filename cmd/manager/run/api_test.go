@@ -1,0 +1,146 @@
+package run
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+	"github.com/vextrus/saga-operator/test/cluster"
+)
+
+func TestAWrongSettingOfTheAPIIsNamed(t *testing.T) {
+	t.Parallel()
+	env := environ("DATABASE_URL", databaseURL)
+	for want, args := range map[string][]string{
+		"belong together":        {"--api-tls-cert-file=tls.crt"},
+		"loopback":               {"--api-insecure-http"},
+		"no use for":             {"--api-insecure-http", "--api-bind-address=127.0.0.1:1", "--api-tls-cert-file=a", "--api-tls-key-file=b"},
+		"--api-user-rate has to": {"--api-user-rate=0"},
+	} {
+		if _, err := Parse(args, env, t.Output()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want one that says %q", args, err, want)
+		}
+	}
+	c, err := Parse(nil, env, t.Output())
+	if err != nil || c.API.Address != ":8443" || len(c.API.Audiences) != 1 || c.API.Audiences[0] != "saga-operator" {
+		t.Errorf("by default: %+v, %v", c.API, err)
+	}
+	if c, err := Parse([]string{"--api-audiences=", "--api-bind-address=0"}, env, t.Output()); err != nil || len(c.API.Audiences) != 0 || !c.API.off() {
+		t.Errorf("without audiences: %+v, %v", c.API, err)
+	}
+}
+
+// apiClient speaks to the API of an operator.
+type apiClient struct {
+	*testing.T
+	base, token string
+	http        *http.Client
+}
+
+func (c *apiClient) do(method, path, body string, header ...string) (int, []byte, error) {
+	req, err := http.NewRequestWithContext(c.Context(), method, c.base+path, strings.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	res, err := c.http.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	return res.StatusCode, answer, err
+}
+
+// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given.
+func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) {
+	kubernetes := cluster.New(t, cluster.Options{})
+	participants := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"id":"1"}`) }))
+	t.Cleanup(participants.Close)
+	address := freeAddress(t)
+	log := &lockedBuffer{}
+	stop := operatorProcess(t, log, throwaway.Database(t), "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--health-address=0",
+		"--metrics-address=0", "--api-bind-address="+address, "--egress-allow=127.0.0.0/8", "--log-format=text")
+	c := &apiClient{T: t, base: "https://" + address, token: starter(t, kubernetes)}
+	c.http = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer func() {
+		if err := stop(); err != nil || t.Failed() || strings.Contains(log.String(), "forbidden") || strings.Contains(log.String(), c.token) {
+			t.Errorf("the operator ended: %v; its log, in which nothing should be forbidden, and no token:\n%s", err, log)
+		}
+	}()
+	manifest := fmt.Sprintf(`{"metadata":{"name":"order-1042"},"spec":{"steps":[{"name":"reserve","http":{"method":"POST","url":%q}}]}}`, participants.URL)
+	eventually(t, func() error {
+		status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas", manifest, "Content-Type", "application/json", "Idempotency-Key", "order-1042")
+		if err == nil && status != http.StatusCreated {
+			err = fmt.Errorf("answered with %d %s", status, answer)
+		}
+		return err
+	})
+	status, events, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042/history", "", "Accept", "text/event-stream")
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("following: %d %s, %v", status, events, err)
+	}
+	if text := string(events); !strings.Contains(text, "event: SagaStarted") || strings.Count(text, "event: SagaCompleted") != 1 || !strings.Contains(text, "system:serviceaccount:shop:starter") {
+		t.Errorf("what was followed:\n%s", text)
+	}
+	eventually(t, func() error {
+		_, answer, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042", "")
+		var s struct{ Status struct{ Phase string } }
+		if err == nil {
+			err = json.Unmarshal(answer, &s)
+		}
+		if err == nil && s.Status.Phase != "Completed" {
+			err = fmt.Errorf("it is %s", answer)
+		}
+		return err
+	})
+	if status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas/order-1042/cancel", ""); status != http.StatusConflict || !bytes.Contains(answer, []byte("Finished")) {
+		t.Errorf("cancelling afterwards: %d %s, %v", status, answer, err)
+	}
+}
+
+// starter is the token of somebody who may start sagas in the namespace shop.
+func starter(t *testing.T, kubernetes *cluster.Cluster) string {
+	t.Helper()
+	for _, file := range []string{"saga_viewer_role.yaml", "saga_editor_role.yaml"} {
+		manifest, err := os.ReadFile("../../../config/rbac/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := kubernetes.Apply(t.Context(), manifest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := kubernetes.ServiceAccount(t.Context(), "shop", "starter"); err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range []string{"saga-viewer", "saga-editor"} {
+		binding := fmt.Sprintf(`{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: %[1]s, namespace: shop},
+			roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s}, subjects: [{kind: ServiceAccount, name: starter, namespace: shop}]}`, role)
+		if err := kubernetes.Apply(t.Context(), []byte(binding)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{"saga-operator"}}}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "starter"}}
+	if err := newClient(t, kubernetes).SubResource("token").Create(t.Context(), account, request); err != nil {
+		t.Fatal(err)
+	}
+	return request.Status.Token
+}

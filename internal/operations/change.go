@@ -1,0 +1,78 @@
+package operations
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+)
+
+func (h *handlers) suspend(ctx context.Context, c SuspendSaga) (Object, error) {
+	return h.change(ctx, c.Ref, "suspend", true)
+}
+
+func (h *handlers) resume(ctx context.Context, c ResumeSaga) (Object, error) {
+	return h.change(ctx, c.Ref, "suspend", false)
+}
+
+func (h *handlers) cancel(ctx context.Context, c CancelSaga) (Object, error) {
+	return h.change(ctx, c.Ref, "cancel", true)
+}
+
+// change sets one field of a saga's spec, as whoever may edit it does with kubectl. What it comes to is decided from the events: a saga may be finishing at this moment.
+func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool) (Object, error) {
+	o, err := h.object(ctx, ref)
+	if err != nil {
+		return Object{}, err
+	}
+	is, _, _ := unstructured.NestedBool(o.Object, "spec", field)
+	phase := phaseOf(o)
+	cancelled := field == "cancel" && is && phase == v1.PhaseCompensated // the wish has come true
+	switch finished := phase == v1.PhaseCompleted || phase == v1.PhaseCompensated; {
+	case finished && !cancelled:
+		return Object{}, &ConflictError{Reason: "Finished", Message: fmt.Sprintf("saga %s has finished: it is %s, and that does not change any more", ref, phase)}
+	case is == value:
+		return encode(o)
+	}
+	// The uid has the API server refuse a saga of the same name that has been created in the meantime.
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": o.GetUID()}, "spec": map[string]any{field: value}})
+	if err != nil {
+		return Object{}, fmt.Errorf("encoding a change: %w", err)
+	}
+	err = h.Client.Patch(ctx, o, client.RawPatch(types.MergePatchType, patch), fieldOwner)
+	switch {
+	case apierrors.IsNotFound(err):
+		return Object{}, noSaga(ref)
+	case apierrors.IsConflict(err):
+		return Object{}, &ConflictError{Reason: "Changed", Message: fmt.Sprintf("saga %s was replaced by another one in the meantime; look at it and ask again", ref)}
+	case err != nil:
+		return Object{}, fromAPIServer(fmt.Sprintf("setting spec.%s of saga %s", field, ref), err)
+	}
+	who, _ := CallerOf(ctx)
+	h.Logger.InfoContext(ctx, "a saga was changed through the API", "saga", ref.String(), "uid", o.GetUID(), "field", field, "value", value, "user", who.Name)
+	return encode(o)
+}
+
+// object reads a saga.
+func (h *handlers) object(ctx context.Context, ref Ref) (*unstructured.Unstructured, error) {
+	o := newObject()
+	err := h.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, o)
+	if apierrors.IsNotFound(err) {
+		return nil, noSaga(ref)
+	}
+	if err != nil {
+		return nil, fromAPIServer(fmt.Sprintf("reading saga %s", ref), err)
+	}
+	return o, nil
+}
+
+func phaseOf(o *unstructured.Unstructured) v1.SagaPhase {
+	phase, _, _ := unstructured.NestedString(o.Object, "status", "phase")
+	return v1.SagaPhase(phase)
+}

@@ -1,0 +1,70 @@
+package operations
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// decide records who decided what, and why; the saga goes on by itself then.
+func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
+	noteCarriedOut(ctx)
+	who, _ := CallerOf(ctx)
+	o, err := h.object(ctx, c.Ref)
+	if err != nil {
+		return Object{}, err
+	}
+	key := engine.Key{Namespace: c.Namespace, Name: c.Name, UID: string(o.GetUID())}
+	err = h.Decider.Decide(ctx, key, saga.Decision{Step: c.Step, Verdict: c.Verdict, By: who.Name, Reason: c.Reason})
+	var wrong *saga.DecisionError
+	switch {
+	case errors.As(err, &wrong) && wrong.Field != "":
+		return Object{}, invalid(wrong.Field, "%s", wrong.Message)
+	case errors.As(err, &wrong):
+		return Object{}, &ConflictError{Reason: "NotParked", Message: wrong.Message}
+	case errors.Is(err, engine.ErrNotStarted):
+		return Object{}, &ConflictError{Reason: "NotStarted", Message: fmt.Sprintf("saga %s has not started: there is nothing to decide about", c.Ref)}
+	case err != nil:
+		return Object{}, fromDatabase(fmt.Sprintf("deciding about saga %s", c.Ref), err)
+	}
+	h.Logger.InfoContext(ctx, "a decision was made through the API", "saga", c.String(), "uid", o.GetUID(), "step", c.Step, "verdict", c.Verdict, "user", who.Name)
+	return encode(o)
+}
+
+// answer keeps a participant's later answer.
+func (h *handlers) answer(ctx context.Context, c AnswerCallback) (Answered, error) {
+	var body any
+	if len(c.Body) > 0 {
+		if err := json.Unmarshal(c.Body, &body); err != nil {
+			return Answered{}, invalid("body", "the body is no JSON")
+		}
+	}
+	const ok = 200 // an answer that comes later looks like one that comes at once
+	err := h.Callbacks.Answer(ctx, string(c.Token), engine.CallbackAnswer{
+		Rejected: c.Rejected, Reason: c.Reason, Message: c.Message,
+		Response: map[string]any{"status": ok, "headers": map[string]any{}, "body": body},
+	})
+	switch {
+	case err == nil:
+		return Answered{}, nil
+	case errors.Is(err, engine.ErrNoCallback):
+		return Answered{}, &NotFoundError{What: "a callback with this token"}
+	case errors.Is(err, engine.ErrCallbackExpired), errors.Is(err, engine.ErrCallbackOver):
+		return Answered{}, &GoneError{Message: err.Error()}
+	case errors.Is(err, engine.ErrCallbackUsed):
+		return Answered{}, &ConflictError{Reason: "Used", Message: err.Error()}
+	case errors.Is(err, eventstore.ErrInvalid):
+		return Answered{}, invalid("body", "%v", err)
+	}
+	return Answered{}, fromDatabase("taking a participant's answer", err)
+}
+
+// GoneError says that an answer comes too late, and that it came to nothing.
+type GoneError struct{ Message string }
+
+func (e *GoneError) Error() string { return e.Message }

@@ -1,0 +1,123 @@
+package operations
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/cqrs"
+)
+
+// RequestAnnotation holds, as a hash, which request a saga was created by. A request that is repeated after a crash in the middle knows its saga again by it.
+const RequestAnnotation = group + "/api-request"
+
+// fieldOwner is who manages the fields of the objects that are written here.
+const fieldOwner = client.FieldOwner("saga-operator-api")
+
+// start creates the object. The operator's own rights are used, and the annotation says for whom; the cluster's policies let nobody else do so.
+func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
+	noteCarriedOut(ctx)
+	who, _ := CallerOf(ctx)
+	if !h.Watches(c.Namespace) {
+		return Object{}, invalid("path.namespace", "this operator does not carry out the sagas of namespace %s", c.Namespace)
+	}
+	doing := fmt.Sprintf("creating a saga in namespace %s", c.Namespace)
+	request := requestID(c)
+	o, err := c.object(who.Name, request)
+	if err != nil {
+		return Object{}, err
+	}
+	name := o.GetName()
+	err = h.Client.Create(ctx, o, fieldOwner)
+	switch {
+	case apierrors.IsAlreadyExists(err):
+		return h.again(ctx, c, name, who.Name, request)
+	case apierrors.IsNotFound(err):
+		return Object{}, &NotFoundError{What: "namespace " + c.Namespace}
+	case err != nil:
+		return Object{}, fromAPIServer(doing, err)
+	}
+	h.Logger.InfoContext(ctx, "a saga was created through the API", "saga", c.Namespace+"/"+name, "uid", o.GetUID(), "user", who.Name)
+	return encode(o)
+}
+
+// again answers a request whose saga is there already: by this very request, or by another.
+func (h *handlers) again(ctx context.Context, c StartSaga, name, user, request string) (Object, error) {
+	o := newObject()
+	err := h.Client.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, o)
+	if err != nil {
+		return Object{}, fromAPIServer(fmt.Sprintf("reading saga %s/%s, which is there already", c.Namespace, name), err)
+	}
+	notes := o.GetAnnotations()
+	if notes[RequestAnnotation] == request && notes[v1.CreatedByAnnotation] == user {
+		return encode(o)
+	}
+	return Object{}, cqrs.Refuse("AlreadyExists", "another saga called %s exists in namespace %s", name, c.Namespace)
+}
+
+// requestID is what names a request within the cluster.
+func requestID(c StartSaga) string {
+	r, key := c.IdempotencyKey()
+	sum := sha256.Sum256([]byte(r + "\x00" + key))
+	return hex.EncodeToString(sum[:])
+}
+
+// object is the object to be created.
+func (c StartSaga) object(user, request string) (*unstructured.Unstructured, error) {
+	var spec map[string]any
+	if err := json.Unmarshal(c.Spec, &spec); err != nil {
+		return nil, invalid("spec", "the spec is no JSON object")
+	}
+	o := newObject()
+	o.Object["spec"] = spec
+	o.SetNamespace(c.Namespace)
+	o.SetName(c.Name)
+	if c.Name == "" {
+		o.SetName(generated(c.GenerateName, request))
+	}
+	o.SetLabels(c.Labels)
+	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request}
+	for k, v := range c.Annotations {
+		notes[k] = v
+	}
+	o.SetAnnotations(notes)
+	// Through JSON once more: numbers become what the client expects of them.
+	data, err := json.Marshal(o.Object)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a saga: %w", err)
+	}
+	return o, o.UnmarshalJSON(data)
+}
+
+// generated is a name that the same request gets again.
+func generated(prefix, request string) string {
+	const digits, maxName = 10, 253
+	sum := sha256.Sum256([]byte(request))
+	suffix := strings.ToLower(base32.HexEncoding.EncodeToString(sum[:]))[:digits]
+	return prefix[:min(len(prefix), maxName-digits)] + suffix
+}
+
+func newObject() *unstructured.Unstructured {
+	o := &unstructured.Unstructured{Object: map[string]any{}}
+	o.SetGroupVersionKind(v1.GroupVersion.WithKind("Saga"))
+	return o
+}
+
+// encode is an object as it is answered with.
+func encode(o *unstructured.Unstructured) (Object, error) {
+	o.SetManagedFields(nil)
+	data, err := json.Marshal(o.Object)
+	if err != nil {
+		return Object{}, fmt.Errorf("encoding saga %s/%s: %w", o.GetNamespace(), o.GetName(), err)
+	}
+	return Object{JSON: data}, nil
+}

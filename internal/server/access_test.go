@@ -1,0 +1,222 @@
+package server
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// reads are the operations that only look; decides needs a right of its own. All others change something.
+var (
+	reads   = map[string]bool{"listSagas": true, "getSaga": true, "getSagaHistory": true}
+	decides = "decideSaga"
+)
+
+// requests has one for each operation that needs a token. Each is complete and would succeed, about the saga of that name.
+func requests(t *testing.T, id, name string) call {
+	saga := "/v1/namespaces/NS/sagas/" + name
+	switch id {
+	case "createSaga":
+		return call{method: "POST", path: "/v1/namespaces/NS/sagas", body: manifest("new-" + uuid.NewString()), header: key(uuid.NewString())}
+	case "listSagas":
+		return call{method: "GET", path: "/v1/namespaces/NS/sagas"}
+	case "getSaga":
+		return call{method: "GET", path: saga}
+	case "getSagaHistory":
+		return call{method: "GET", path: saga + "/history"}
+	case "suspendSaga", "resumeSaga", "cancelSaga":
+		return call{method: "POST", path: saga + "/" + strings.TrimSuffix(id, "Saga")}
+	case "decideSaga":
+		return call{method: "POST", path: saga + "/decide", body: `{"step":"reserve","verdict":"Retry","reason":"the warehouse is back"}`}
+	}
+	t.Fatalf("there is a new operation %s: add it here, and say who may", id)
+	return call{}
+}
+
+// guardedOperations are those of the document that need a token.
+func guardedOperations(t *testing.T, r *rig) (ids []string) {
+	for _, item := range described(t, r.server.documentJSON).Paths {
+		for _, o := range item {
+			if o.OperationID != "answerCallback" {
+				ids = append(ids, o.OperationID)
+			}
+		}
+	}
+	if len(ids) < 8 {
+		t.Fatalf("the document has only the operations %v", ids)
+	}
+	return ids
+}
+
+// forged is a token whose signature is not its own.
+func forged(token string) string {
+	parts := strings.Split(token, ".")
+	last := []byte(parts[2])
+	for i, c := range last[:8] {
+		last[i] = 'A' + ('Z' - c%26 - 'A')
+	}
+	return parts[0] + "." + parts[1] + "." + string(last)
+}
+
+func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	other := r.namespace()
+	outsider := r.account("outsider", other, "saga-viewer", "saga-editor", "saga-decider")
+	viewer := r.account("viewer", r.ns, "saga-viewer")
+	editor := r.account("editor", r.ns, "saga-viewer", "saga-editor")
+	chief := r.account("chief", r.ns, "saga-viewer", "saga-editor", "saga-decider")
+	creator := r.account("creator", r.ns, "saga-editor")
+	gone := r.account("gone", r.ns, "saga-viewer", "saga-editor", "saga-decider")
+	revoked := r.token(gone, audience)
+	r.ok(r.admin.Delete(t.Context(), gone))
+	good := r.token(chief, audience)
+
+	all := func(status int) func(string) int { return func(string) int { return status } }
+	users := map[string]struct {
+		token string
+		want  func(operation string) int // 0 is success
+	}{
+		"nobody":                      {"", all(http.StatusUnauthorized)},
+		"junk":                        {"junk", all(http.StatusUnauthorized)},
+		"a forged signature":          {forged(good), all(http.StatusUnauthorized)},
+		"an account that is gone":     {revoked, all(http.StatusUnauthorized)},
+		"a token for the API server":  {r.token(chief), all(http.StatusUnauthorized)},
+		"a token for somebody else":   {r.token(chief, "vault"), all(http.StatusUnauthorized)},
+		"an editor of another":        {r.token(outsider, audience), all(http.StatusForbidden)},
+		"somebody without any rights": {r.token(r.account("guest", r.ns), audience), all(http.StatusForbidden)},
+		"a viewer": {r.token(viewer, audience), func(id string) int {
+			if reads[id] {
+				return 0
+			}
+			return http.StatusForbidden
+		}},
+		"an editor": {r.token(editor, audience), func(id string) int {
+			if id == decides {
+				return http.StatusForbidden
+			}
+			return 0
+		}},
+		"a writer who may not read": {r.token(creator, audience), func(id string) int {
+			if reads[id] || id == decides {
+				return http.StatusForbidden
+			}
+			return 0
+		}},
+		"who may decide": {good, all(0)},
+	}
+	for _, id := range guardedOperations(t, r) {
+		for who, user := range users {
+			t.Run(id+" by "+who, func(t *testing.T) {
+				name := "saga-" + uuid.NewString()
+				r.create(good, name)
+				c := requests(t, id, name)
+				c.token = user.token
+				a := r.do(c)
+				want := user.want(id)
+				if want == 0 {
+					if a.status >= http.StatusMultipleChoices {
+						t.Fatalf("answered with %d: %s", a.status, a.body)
+					}
+					return
+				}
+				if a.status != want {
+					t.Fatalf("answered with %d, want %d: %s", a.status, want, a.body)
+				}
+				p := a.problem(t)
+				if want == http.StatusUnauthorized && !strings.HasPrefix(a.header.Get("WWW-Authenticate"), "Bearer") {
+					t.Errorf("WWW-Authenticate is %q", a.header.Get("WWW-Authenticate"))
+				}
+				if want == http.StatusForbidden && (!strings.Contains(p.Detail, "sagas") || !strings.Contains(p.Detail, r.ns)) {
+					t.Errorf("it does not say which right is missing: %s", p.Detail)
+				}
+				c = requests(t, id, "no-such-saga")
+				c.token = user.token
+				if b := r.do(c); b.status != want || b.problem(t).Detail != p.Detail {
+					t.Errorf("it tells a saga that exists from one that does not: %d %s", b.status, b.body)
+				}
+			})
+		}
+	}
+}
+
+func TestARightThatIsTakenAwayIsGoneWithTheNextRequest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	account := r.account("ada", r.ns)
+	binding := r.bind(account, r.ns, "saga-viewer")
+	c := call{method: "GET", path: "/v1/namespaces/NS/sagas", token: r.token(account, audience)}
+	if a := r.do(c); a.status != http.StatusOK {
+		t.Fatalf("before: %d %s", a.status, a.body)
+	}
+	r.ok(r.admin.Delete(t.Context(), binding))
+	r.until("the right is gone", func() bool { return r.do(c).status == http.StatusForbidden }) // the API server itself looks a moment later
+}
+
+func TestTheCreatorOfASagaIsTheCallerAndNotTheOperator(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	account := r.account("orders", r.ns, "saga-editor")
+	user := "system:serviceaccount:" + r.ns + ":orders"
+	s := r.create(r.token(account, audience), "order-1042")
+	if got := s.Annotations["saga.vextrus.io/created-by"]; got != user {
+		t.Errorf("created by %q, want %q", got, user)
+	}
+	if len(s.Finalizers) != 1 {
+		t.Errorf("finalizers %v", s.Finalizers)
+	}
+	a := r.do(call{method: "POST", path: "/v1/namespaces/NS/sagas", token: r.token(account, audience), header: key("k-2"),
+		body: fmt.Sprintf(`{"metadata":{"name":"order-1043","annotations":{"saga.vextrus.io/created-by":"somebody-else"}},"spec":%s}`, spec)})
+	if p := a.problem(t); a.status != http.StatusUnprocessableEntity || !strings.Contains(p.Detail, "created-by") {
+		t.Errorf("signing for somebody else: %d %s", a.status, a.body)
+	}
+}
+
+func TestNobodyButTheOperatorSignsASagaForSomebodyElse(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, as := range []string{r.ns, "saga-system"} { // one of its name elsewhere is another
+		config, err := kubernetes(t).ServiceAccount(t.Context(), as, "saga-operator")
+		r.ok(err)
+		if as == r.ns {
+			r.bind(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: as, Name: "saga-operator"}}, r.ns, "saga-editor")
+		}
+		got := r.createAs(config, "signed-in-"+as, map[string]string{"saga.vextrus.io/created-by": "grace"})
+		want := "grace"
+		if as == r.ns {
+			want = "system:serviceaccount:" + as + ":saga-operator"
+		}
+		if got != want {
+			t.Errorf("as %s/saga-operator: created by %q, want %q", as, got, want)
+		}
+	}
+	if got := r.createAs(kubernetes(t).Config, "signed-by-admin", map[string]string{"saga.vextrus.io/created-by": "grace"}); got == "grace" {
+		t.Errorf("the administrator has signed for somebody else: %q", got)
+	}
+}
+
+func TestWhatHappensInAnotherNamespaceIsNotReadByItsUID(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	secret := uuid.NewString()
+	r.shown(r.happened(secret, sagaStarted(secret, "elsewhere", "order-1"), attempted(1)))
+	token := r.editor()
+	r.create(token, "order-1")
+	for _, name := range []string{"order-1", "order-2"} {
+		for _, accept := range []string{"application/json", eventStream} {
+			a := r.do(call{method: "GET", path: "/v1/namespaces/NS/sagas/" + name + "/history?uid=" + secret, token: token, header: http.Header{"Accept": {accept}}})
+			if a.status != http.StatusNotFound || strings.Contains(string(a.body), "reserve") {
+				t.Errorf("%s as %s: %d %s", name, accept, a.status, a.body)
+			}
+		}
+	}
+	a := r.do(call{method: "GET", path: "/v1/namespaces/elsewhere/sagas/order-1/history?uid=" + secret, token: token})
+	if a.status != http.StatusForbidden {
+		t.Errorf("in its own namespace: %d %s", a.status, a.body)
+	}
+}

@@ -1,0 +1,147 @@
+package server
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"k8s.io/apimachinery/pkg/util/cache"
+)
+
+// Limits bound what clients can take. The zero value of each is its default.
+type Limits struct {
+	// Concurrent is how many requests are served at once; 256. Those who follow a saga are not among them.
+	Concurrent int
+	// UserRate is how many requests a user may make per second, after a burst of twice as many; 50. AddressRate is the same for an address of the network; 200.
+	UserRate, AddressRate float64
+	// Followers and UserFollowers are how many sagas are followed at once, by all and by one user; 200 and 10.
+	Followers, UserFollowers int
+	// Headers is how many header fields a request has; 64. HeaderBytes is how large they are together; 16 KiB.
+	Headers, HeaderBytes int
+	// HeaderTimeout is how long a request's header may take to come; 5 s. ReadTimeout is for the whole request, its body included; 15 s. IdleTimeout is how long a connection is kept without one; 60 s.
+	HeaderTimeout, ReadTimeout, IdleTimeout time.Duration
+	// Timeout is how long a request may be worked on; 20 s. WriteTimeout is how long request and answer may take together; 40 s. Where a saga is followed, each write has StreamWriteTimeout; 10 s.
+	Timeout, WriteTimeout, StreamWriteTimeout time.Duration
+	// Heartbeat is how often those who follow hear something; 15 s.
+	Heartbeat time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	def(&l.Concurrent, 256)
+	def(&l.UserRate, 50)
+	def(&l.AddressRate, 200)
+	def(&l.Followers, 200)
+	def(&l.UserFollowers, 10)
+	def(&l.Headers, 64)
+	def(&l.HeaderBytes, 16<<10)
+	def(&l.HeaderTimeout, 5*time.Second)
+	def(&l.ReadTimeout, 15*time.Second)
+	def(&l.IdleTimeout, time.Minute)
+	def(&l.Timeout, 20*time.Second)
+	def(&l.WriteTimeout, 40*time.Second)
+	def(&l.StreamWriteTimeout, 10*time.Second)
+	def(&l.Heartbeat, 15*time.Second)
+	return l
+}
+
+func def[T int | float64 | time.Duration](v *T, otherwise T) {
+	if *v <= 0 {
+		*v = otherwise
+	}
+}
+
+const (
+	// maxRated is how many users, or addresses, are remembered. Of more than that those are forgotten first who have not been seen for longest.
+	maxRated = 10_000
+	// ratedFor is how long somebody is remembered: longer than any bucket takes to fill.
+	ratedFor = 10 * time.Minute
+	// burstSeconds is how much may be saved up.
+	burstSeconds = 2
+)
+
+// rates has a token bucket for each of many, and bounded memory.
+type rates struct {
+	rate float64
+
+	mu  sync.Mutex
+	all *cache.LRUExpireCache
+}
+
+func newRates(perSecond float64) *rates {
+	return &rates{rate: perSecond, all: cache.NewLRUExpireCache(maxRated)}
+}
+
+// take returns 0, or how long it takes until there is a token.
+func (r *rates) take(who string) time.Duration {
+	r.mu.Lock()
+	l, _ := r.all.Get(who)
+	limiter, ok := l.(*rate.Limiter)
+	if !ok {
+		limiter = rate.NewLimiter(rate.Limit(r.rate), max(1, int(burstSeconds*r.rate)))
+		r.all.Add(who, limiter, ratedFor)
+	}
+	r.mu.Unlock()
+	reservation := limiter.Reserve()
+	wait := reservation.Delay()
+	if wait > 0 {
+		reservation.Cancel()
+	}
+	return wait
+}
+
+// remoteAddress is whom a request's connection comes from. A network of IPv6 has as many addresses as it likes, so it counts as one.
+func remoteAddress(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if a = a.Unmap(); a.Is6() {
+		const network = 64
+		if p, err := a.WithZone("").Prefix(network); err == nil {
+			return p.String()
+		}
+	}
+	return a.String()
+}
+
+// places counts how many do something at once, in all and each.
+type places struct {
+	total, each int
+
+	mu    sync.Mutex
+	taken int
+	by    map[string]int
+}
+
+func newPlaces(total, each int) *places {
+	return &places{total: total, each: each, by: map[string]int{}}
+}
+
+// take returns a function that gives the place back, or says whose limit has been reached.
+func (p *places) take(who string) (free func(), mine, all bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken >= p.total {
+		return nil, false, true
+	}
+	if p.by[who] >= p.each {
+		return nil, true, false
+	}
+	p.taken++
+	p.by[who]++
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.taken--
+		if p.by[who]--; p.by[who] == 0 {
+			delete(p.by, who)
+		}
+	}), false, false
+}

@@ -1,0 +1,240 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vextrus/saga-operator/internal/operations"
+)
+
+// heldAccess lets nobody know until it is let go.
+type heldAccess struct {
+	operations.Access
+	asked, letGo chan struct{}
+}
+
+func (h *heldAccess) Allowed(ctx context.Context, who operations.Caller, what operations.Permission) error {
+	h.asked <- struct{}{}
+	<-h.letGo
+	return h.Access.Allowed(ctx, who, what)
+}
+
+func TestMoreRequestsThanCanBeServedAtOnceAreTurnedAway(t *testing.T) {
+	t.Parallel()
+	h := &heldAccess{asked: make(chan struct{}), letGo: make(chan struct{})}
+	r := newRig(t, func(o *operations.Options, s *Options) { h.Access, o.Access, s.Limits.Concurrent = o.Access, h, 2 })
+	token := r.editor()
+	c := call{method: "GET", path: sagas, token: token}
+	served := make(chan int)
+	for range 2 {
+		go func() { served <- r.do(c).status }()
+		<-h.asked
+	}
+	a := r.do(c)
+	if p := a.problem(t); a.status != http.StatusServiceUnavailable || p.Reason != "Busy" || a.header.Get("Retry-After") == "" {
+		t.Errorf("one more: %d %v %s", a.status, a.header, a.body)
+	}
+	close(h.letGo)
+	for range 2 {
+		if status := <-served; status != http.StatusOK {
+			t.Errorf("one of the first was answered with %d", status)
+		}
+	}
+	go func() { <-h.asked }()
+	if a := r.do(c); a.status != http.StatusOK {
+		t.Errorf("afterwards: %d %s", a.status, a.body)
+	}
+}
+
+func TestAUserIsHeldToTheirRateAndNobodyElseWithThem(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.UserRate = 0.001 })
+	ada, grace := r.editor(), r.editor()
+	get := func(token string) answer { return r.do(call{method: "GET", path: sagas, token: token}) }
+	if a := get(ada); a.status != http.StatusOK {
+		t.Fatalf("the first: %d %s", a.status, a.body)
+	}
+	if a := get(ada); a.status != http.StatusTooManyRequests || a.problem(t).Reason != "TooManyRequests" || a.header.Get("Retry-After") == "" {
+		t.Errorf("the second: %d %v %s", a.status, a.header, a.body)
+	}
+	if a := get(grace); a.status != http.StatusOK {
+		t.Errorf("somebody else: %d %s", a.status, a.body)
+	}
+}
+
+func TestAnAddressIsHeldToItsRateBeforeAnybodyIsAskedAboutIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.AddressRate = 0.001 })
+	if a := r.do(call{method: "GET", path: sagas, token: "junk"}); a.status != http.StatusUnauthorized {
+		t.Fatalf("the first: %d %s", a.status, a.body)
+	}
+	if a := r.do(call{method: "POST", path: "/v1/callbacks/guess", body: "{}"}); a.status != http.StatusTooManyRequests || a.header.Get("Retry-After") == "" {
+		t.Errorf("the second: %d %s", a.status, a.body)
+	}
+}
+
+func TestTheMemoryOfRatesIsBounded(t *testing.T) {
+	t.Parallel()
+	r := newRates(1)
+	for i := range maxRated + 500 {
+		r.take(fmt.Sprint(i))
+	}
+	if n := len(r.all.Keys()); n > maxRated {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
+func TestANetworkOfIPv6CountsAsOneAddress(t *testing.T) {
+	t.Parallel()
+	for remote, want := range map[string]string{
+		"192.0.2.7:1234": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[2001:db8:1:2:ffff::]:2": "2001:db8:1:2::/64",
+		"[::ffff:192.0.2.7]:1": "192.0.2.7", "[fe80::1%eth0]:1": "fe80::/64", "pipe": "pipe",
+	} {
+		if got := remoteAddress(&http.Request{RemoteAddr: remote}); got != want {
+			t.Errorf("%s counts as %s, want %s", remote, got, want)
+		}
+	}
+}
+
+// dial opens a bare connection.
+func (r *rig) dial() net.Conn {
+	r.Helper()
+	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := d.DialContext(ctx, "tcp", strings.TrimPrefix(r.base, "https://"))
+	r.ok(err)
+	r.Cleanup(func() { _ = c.Close() })
+	r.ok(c.SetDeadline(time.Now().Add(patience)))
+	return c
+}
+
+func TestASlowClientIsLetGo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) {
+		o.Limits.HeaderTimeout, o.Limits.ReadTimeout, o.Limits.IdleTimeout = 100*time.Millisecond, 300*time.Millisecond, 100*time.Millisecond
+	})
+	token := r.editor()
+	body := manifest("order-1")
+	for name, sent := range map[string]string{
+		"says nothing":              "",
+		"does not end its header":   "GET / HTTP/1.1\r\nHost: x\r\nX-Slow:",
+		"does not end its body":     fmt.Sprintf("POST /v1/namespaces/%s/sagas HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\nContent-Length: %d\r\n\r\n%s", r.ns, token, len(body), body[:len(body)-2]),
+		"keeps an idle connection":  "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
+		"never begins with a chunk": fmt.Sprintf("POST /v1/namespaces/%s/sagas HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", r.ns, token),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := r.dial()
+			_, err := io.WriteString(c, sent)
+			r.ok(err)
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
+				t.Errorf("the connection stays open: %v", err)
+			}
+		})
+	}
+}
+
+func isTimeout(err error) bool {
+	timeout := net.Error(nil)
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+func TestHeadersAreLimitedInNumberAndSize(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	many := http.Header{}
+	for i := range 80 {
+		many.Set(fmt.Sprintf("X-%d", i), "x")
+	}
+	if a := r.do(call{method: "GET", path: sagas, header: many}); a.status != http.StatusRequestHeaderFieldsTooLarge || a.problem(t).Detail == "" {
+		t.Errorf("many: %d %s", a.status, a.body)
+	}
+	c := r.dial()
+	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: x\r\nX-Large: %s\r\n\r\n", strings.Repeat("x", 64<<10))
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || res.StatusCode != http.StatusRequestHeaderFieldsTooLarge { // net/http itself
+		t.Errorf("large: %v, %v", res, err)
+	}
+}
+
+func TestABodyWithoutALengthIsLimitedToo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	req := r.request(call{method: "POST", path: sagas, token: r.editor(), header: key("k")})
+	req.Header.Set("Content-Type", "application/json")
+	req.Body, req.ContentLength = io.NopCloser(io.MultiReader(strings.NewReader(`{"a":"`), io.LimitReader(letters{}, maxSagaBody))), -1
+	res, err := r.http.Do(req)
+	r.ok(err)
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Errorf("answered with %d", res.StatusCode)
+	}
+}
+
+// letters never ends.
+type letters struct{}
+
+func (letters) Read(p []byte) (int, error) {
+	return copy(p, bytes.Repeat([]byte("x"), len(p))), nil
+}
+
+func TestAPanicIsAnsweredWithoutInternals(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.server.mux.HandleFunc("GET /panics", func(http.ResponseWriter, *http.Request) { panic("at the secret disco") })
+	r.server.mux.HandleFunc("GET /late", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("half")); panic("late") })
+	for _, path := range []string{"/panics", "/late"} {
+		r.server.operations["GET "+path] = &operation{server: r.server, id: "openapi", public: true, handler: r.server.mux}
+	}
+	a := r.do(call{method: "GET", path: "/panics"})
+	if p := a.problem(t); a.status != http.StatusInternalServerError || strings.Contains(string(a.body), "secret") || p.Reason != "Internal" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if log := r.log.String(); !strings.Contains(log, "secret disco") || !strings.Contains(log, a.header.Get("X-Request-Id")) {
+		t.Error("the log does not say what happened")
+	}
+	res, err := r.http.Do(r.request(call{method: "GET", path: "/late"}))
+	if err == nil {
+		_, err = io.ReadAll(res.Body)
+		_ = res.Body.Close()
+	}
+	if err == nil {
+		t.Error("an answer that broke off looks complete")
+	}
+}
+
+func TestRequestsAreCountedWithoutNames(t *testing.T) {
+	t.Parallel()
+	m, err := newMetrics(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for status, class := range map[int]string{200: "2xx", 429: "4xx", 0: "none"} {
+		m.observe("getSaga", status, time.Millisecond)
+		if _, err := m.total.GetMetricWithLabelValues("getSaga", class); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWithoutANetworkTheServerIsAHandler(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := httptest.NewRecorder()
+	r.server.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/openapi.json", nil))
+	if w.Code != http.StatusOK || !bytes.Contains(w.Body.Bytes(), []byte(`"openapi": "3.1.0"`)) {
+		t.Errorf("%d %.300s", w.Code, w.Body)
+	}
+}
