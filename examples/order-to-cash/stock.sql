@@ -1,18 +1,16 @@
--- Whether the stock adds up: what was delivered is either available or reserved.
+-- Where the delivered goods are: available, held back for orders, or gone to customers.
 SELECT s.sku,
        s.delivered,
        s.available,
-       coalesce(reserved.quantity, 0) AS reserved,
-       CASE
-           WHEN s.available + coalesce(reserved.quantity, 0) <> s.delivered THEN 'available and reserved do not add up to delivered'
-           ELSE ''
-       END                            AS problem
+       coalesce(lines.held, 0) AS held,
+       coalesce(lines.gone, 0) AS gone
 FROM inventory.stock s
 LEFT JOIN (
-    SELECT l.sku, sum(l.quantity)::bigint AS quantity
+    SELECT l.sku,
+           (sum(l.quantity) FILTER (WHERE r.state = 'reserved'))::bigint  AS held,
+           (sum(l.quantity) FILTER (WHERE r.state = 'committed'))::bigint AS gone
     FROM inventory.reservations r
     JOIN inventory.lines l ON l.reservation = r.id
-    WHERE r.released_at IS NULL
     GROUP BY l.sku
-) reserved ON reserved.sku = s.sku
+) lines ON lines.sku = s.sku
 ORDER BY s.sku

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 func TestTheDemoEndsAsItShould(t *testing.T) {
 	t.Chdir("../../..")
 	t.Setenv("DATABASE_URL", "") // the demo brings a server of its own
-	if err := run(t.Context(), false); err != nil {
+	if err := run(t.Context(), false, 12, seed); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -31,7 +31,7 @@ func TestTheDemoCanBeInterrupted(t *testing.T) {
 	t.Setenv("DATABASE_URL", "")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	if err := run(ctx, true); err != nil && ctx.Err() == nil || errors.Is(err, os.ErrNotExist) {
+	if err := run(ctx, true, 1, seed); err != nil && ctx.Err() == nil || errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
 }

@@ -1,6 +1,6 @@
-// Command demo shows the operator at work: a real kube-apiserver, etcd and PostgreSQL, the four services of the example, and three orders as sagas. One
-// completes, one is declined and rolled back, one has to wait for shipping and completes. It exits 0 only if they ended so and the services' own ledger
-// balances, and leaves nothing behind. With --stay everything stays up until Ctrl-C.
+// Command demo shows the operator at work: a real kube-apiserver, etcd and PostgreSQL, the operator, and the services of a shop, whose customers place orders. Each order starts a saga by itself. Some go
+// through, some fail, at each step of the way. It exits 0 only if every order ended as it should and the balance over the services' own tables is zero, and leaves nothing behind. With --stay everything stays
+// up until Ctrl-C.
 package main
 
 import (
@@ -14,31 +14,26 @@ import (
 	"syscall"
 	"time"
 
-	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/examples/order-to-cash/customers"
+	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/world"
+	"github.com/vextrus/saga-operator/examples/order-to-cash/services"
 )
 
-// namespace is where the orders are.
-const namespace = "shop"
-
-// patience bounds how long the orders may take.
-const patience = 2 * time.Minute
-
-// orders are the sagas of the demo and how each has to end.
-var orders = []struct {
-	manifest, name, about string
-	ends                  v1.SagaPhase
-}{
-	{"completes.yaml", "order-1042", "goes through", v1.PhaseCompleted},
-	{"declined.yaml", "order-1043", "is too dear for its card, and is rolled back", v1.PhaseCompensated},
-	{"shipping-down.yaml", "order-1044", "has to wait for shipping, and goes through", v1.PhaseCompleted},
-}
+const (
+	// patience bounds how long the orders may take.
+	patience = 2 * time.Minute
+	// seed makes the same orders each time.
+	seed = 1042
+)
 
 func main() {
-	stay := flag.Bool("stay", false, "keep everything running until Ctrl-C, for sagas of your own")
+	stay := flag.Bool("stay", false, "keep everything running until Ctrl-C, for orders and sagas of your own")
+	n := flag.Int("orders", 30, "how many orders are placed")
+	chance := flag.Uint64("seed", seed, "which ones")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, *stay)
+	err := run(ctx, *stay, *n, *chance)
 	switch {
 	case ctx.Err() != nil && *stay:
 		fmt.Println("stopped; nothing is left behind")
@@ -51,71 +46,106 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, stay bool) (err error) {
+func run(ctx context.Context, stay bool, n int, seed uint64) (err error) {
 	began := time.Now()
-	w := &world{}
-	defer func() { err = errors.Join(err, w.stop()) }()
-	if err := w.start(ctx); err != nil {
+	orders, err := customers.Make(seed, "", n)
+	if err != nil {
 		return err
 	}
+	w, err := world.Start(ctx, world.Options{
+		Root: ".", Durable: true, Elect: true, DefaultPorts: true,
+		Stage: func(about string) func(error) {
+			began := time.Now()
+			fmt.Printf("▸ %s … ", about)
+			return func(err error) {
+				if err != nil {
+					fmt.Println("failed")
+					return
+				}
+				fmt.Printf("%.1f s\n", time.Since(began).Seconds())
+			}
+		},
+		Progress: func(line string) { fmt.Printf("%s … ", line) },
+	})
+	defer func() { err = errors.Join(err, w.Stop()) }()
+	if err != nil {
+		return err
+	}
+	d := &demo{World: w, orders: orders}
 	if stay {
-		return w.stay(ctx)
+		return d.stay(ctx)
 	}
-	if err := w.placeOrders(ctx); err != nil {
+	if err := d.place(ctx); err != nil {
 		return err
 	}
-	if err := w.show(ctx); err != nil {
+	if err := d.show(ctx); err != nil {
 		return err
 	}
-	heading("All three orders ended as they should, and the ledger balances (%.0f s in all).", time.Since(began).Seconds())
-	fmt.Println("Next: make dev keeps all of this running, for sagas of your own.")
+	heading("All %d orders ended as they should, and the balance is zero (%.0f s in all).", n, time.Since(began).Seconds())
+	fmt.Println("Next: make dev keeps all of this running, for orders and sagas of your own.")
 	return nil
 }
 
+// demo is what is shown.
+type demo struct {
+	*world.World
+	orders []customers.Order
+}
+
 // show prints what there is to see afterwards, and fails when something is not as it should be.
-func (w *world) show(ctx context.Context) error {
+func (d *demo) show(ctx context.Context) error {
 	heading("What kubectl get sagas shows")
-	if err := w.printTable(ctx); err != nil {
+	if err := d.printTable(ctx); err != nil {
 		return err
 	}
-	heading("What PostgreSQL has recorded of order-1043, the one that was rolled back")
-	if err := w.printHistory(ctx, "order-1043"); err != nil {
-		return err
+	for _, o := range d.orders {
+		if o.Kind == customers.TooLarge {
+			heading("What PostgreSQL has recorded of order %s, which %s: everything before that was done, and is undone", o.Order, o.Kind)
+			if err := d.printHistory(ctx, o.Order); err != nil {
+				return err
+			}
+			break
+		}
 	}
-	heading("What the services' own tables say: nothing is left of the order that was rolled back")
-	problems, err := w.printLedger(ctx)
+	heading("What the services' own tables say: nothing is left of orders that were rolled back")
+	problems, err := d.printLedger(ctx)
 	if err != nil {
 		return err
 	}
 	if len(problems) > 0 {
-		return fmt.Errorf("the ledger does not balance:\n  %s", strings.Join(problems, "\n  "))
+		return fmt.Errorf("it does not add up:\n  %s", strings.Join(problems, "\n  "))
 	}
 	return nil
 }
 
 // stay waits for Ctrl-C.
-func (w *world) stay(ctx context.Context) error {
+func (d *demo) stay(ctx context.Context) error {
 	heading("Everything runs. In another terminal:")
 	fmt.Printf(`
   export KUBECONFIG=%s
   kubectl config set-context --current --namespace=%s
-  kubectl apply -f examples/order-to-cash/sagas/
+  curl -H 'Idempotency-Key: 1' -d '{"customer": "c-7", "card": "card-1", "country": "DE", "lines": [{"sku": "B-1", "quantity": 2}], "total": {"amount": "25.90", "currency": "EUR"}}' %s/orders
   kubectl get sagas -w
+  kubectl apply -f examples/order-to-cash/sagas/completes.yaml
   kubectl explain saga.spec.steps
 
-Services: orders %s, inventory %s, payments %s, shipping %s
+Services: orders %s, inventory %s, payments %s, shipping %s, invoicing %s
+API:      %s (the token of the orders service: %s)
+Balance:  psql '%s' -f examples/order-to-cash/balance.sql
 Events:   psql '%s' -c 'SELECT stream, version, type FROM event_store ORDER BY position'
 Log:      %s
 
 Ctrl-C stops everything.
-`, w.cluster.Kubeconfig(), namespace, w.urls.Orders, w.urls.Inventory, w.urls.Payments, w.urls.Shipping, w.database, w.operator.LogFile())
+`, d.Cluster.Kubeconfig(), world.Namespace, d.URLs.Orders, d.URLs.Orders, d.URLs.Inventory, d.URLs.Payments, d.URLs.Shipping, d.URLs.Invoicing,
+		d.API, d.TokenFile(), d.Shop.Config().ConnString(), d.Database, d.LogFile(world.Operator))
+	op, shop := d.Process(world.Operator), d.Process(world.Services)
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-w.operator.Exited():
-		return fmt.Errorf("the operator ended by itself:\n%s", w.operator.Tail())
-	case <-w.services.Exited():
-		return fmt.Errorf("the services ended by themselves:\n%s", w.services.Tail())
+	case <-op.Exited():
+		return fmt.Errorf("the operator ended by itself:\n%s", op.Tail())
+	case <-shop.Exited():
+		return fmt.Errorf("the services %s ended by themselves:\n%s", strings.Join(services.Names, ", "), shop.Tail())
 	}
 }
 

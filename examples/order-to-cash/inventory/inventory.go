@@ -1,4 +1,5 @@
-// Package inventory is the service that keeps the stock, and reserves it for orders.
+// Package inventory is the service that keeps the stock: it holds goods back for orders, for a while, and lets them go. inventory.go has its requests, stock.go what they
+// do to the stock, expiry.go what becomes of reservations that nobody has committed in time.
 package inventory
 
 import (
@@ -8,29 +9,37 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/effect"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/goods"
+	"github.com/vextrus/saga-operator/pkg/participant"
 )
 
-// That an order has one reservation is the barrier's doing. The tables could hold more, so that a ledger would show it.
+// That an order has one reservation is the barrier's doing. The tables could hold more, so that the balance would show it.
+//
+// A reservation is reserved until it is committed, which takes the goods out of the house, released, or expired. A committed one can be returned.
 const schema = `
 CREATE TABLE IF NOT EXISTS inventory.stock (
     sku       text PRIMARY KEY,
     delivered bigint NOT NULL CHECK (delivered >= 0),
-    available bigint NOT NULL CHECK (available BETWEEN 0 AND delivered)
+    available bigint NOT NULL CHECK (available BETWEEN 0 AND delivered),
+    hold      interval NOT NULL CHECK (hold > interval '0')
 );
 
 CREATE TABLE IF NOT EXISTS inventory.reservations (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     order_id    text NOT NULL,
+    state       text NOT NULL DEFAULT 'reserved' CHECK (state IN ('reserved', 'committed', 'released', 'expired', 'returned')),
     reserved_at timestamptz NOT NULL DEFAULT now(),
-    released_at timestamptz
+    expires_at  timestamptz NOT NULL,
+    changed_at  timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS reservations_order_id ON inventory.reservations (order_id);
+CREATE INDEX IF NOT EXISTS reservations_expires_at ON inventory.reservations (expires_at) WHERE state = 'reserved';
 
 CREATE TABLE IF NOT EXISTS inventory.lines (
     reservation bigint NOT NULL REFERENCES inventory.reservations,
@@ -40,119 +49,110 @@ CREATE TABLE IF NOT EXISTS inventory.lines (
 );
 `
 
-type service struct{ *effect.Service }
+// DefaultHold is how long an article is held back for an order where nothing else is said.
+const DefaultHold = 15 * time.Minute
+
+// Article is what is delivered of one article at the beginning.
+type Article struct {
+	// Delivered is in pieces.
+	Delivered int64
+	// Hold is how long a reservation of it holds; zero is DefaultHold. A reservation holds as long as the first of its articles.
+	Hold time.Duration
+}
+
+// Service is the service, an http.Handler.
+type Service struct{ *effect.Service }
 
 // New makes the service and its tables. stock is what is delivered of each article that the database does not know yet.
-func New(ctx context.Context, pool *pgxpool.Pool, stock map[string]int64, log *slog.Logger) (*effect.Service, error) {
-	s := service{effect.New(pool, "inventory", log)}
+func New(ctx context.Context, pool *pgxpool.Pool, stock map[string]Article, log *slog.Logger) (*Service, error) {
+	s := &Service{effect.New(pool, "inventory", nil, log)}
 	if err := s.Setup(ctx, schema); err != nil {
 		return nil, err
 	}
-	for sku, n := range stock {
-		if _, err := pool.Exec(ctx, `INSERT INTO inventory.stock VALUES ($1, $2, $2) ON CONFLICT (sku) DO NOTHING`, sku, n); err != nil {
-			return nil, fmt.Errorf("delivering %d of %s: %w", n, sku, err)
+	for sku, a := range stock {
+		if a.Hold == 0 {
+			a.Hold = DefaultHold
+		}
+		if _, err := pool.Exec(ctx, `INSERT INTO inventory.stock VALUES ($1, $2, $2, $3) ON CONFLICT (sku) DO NOTHING`, sku, a.Delivered, a.Hold); err != nil {
+			return nil, fmt.Errorf("delivering %d of %s: %w", a.Delivered, sku, err)
 		}
 	}
-	s.Handle("POST /reservations", s.reserve)
-	s.Handle("DELETE /reservations/{order}", s.release)
-	s.Look("GET /stock", `SELECT coalesce(json_agg(s ORDER BY sku), '[]')::text FROM inventory.stock s`)
+	s.Action("POST /reservations", "reserve", s.reserve)
+	s.Compensation("DELETE /reservations/{order}", "release", s.release)
+	s.Action("POST /reservations/{order}/commit", "commit", s.commit)
+	s.Compensation("DELETE /reservations/{order}/commit", "return", s.giveBack)
+	s.Look("GET /stock", `SELECT coalesce(json_agg(s ORDER BY sku), '[]')::text FROM (SELECT sku, delivered, available, hold::text FROM inventory.stock) s`)
 	s.Look("GET /reservations/{order}", `SELECT row_to_json(r)::text FROM (
-		SELECT 'reservation-' || id AS id, order_id AS "order", reserved_at, released_at,
+		SELECT 'reservation-' || id AS id, order_id AS "order", state, reserved_at, expires_at, changed_at,
 		       (SELECT json_agg(json_build_object('sku', sku, 'quantity', quantity) ORDER BY sku) FROM inventory.lines WHERE reservation = id) AS lines
 		FROM inventory.reservations WHERE order_id = $1 ORDER BY id DESC LIMIT 1) r`)
-	return s.Service, nil
+	return s, nil
 }
 
-func (s service) reserve(r *effect.Request) (effect.Effect, error) {
-	var in struct {
+// The effects that an order can have here.
+const (
+	reservation = "reservation "
+	commitment  = "commitment "
+)
+
+// reserve holds goods back for an order, until somebody commits them or the time is over.
+func (s *Service) reserve(r *participant.Request) (in effect.Intent, err error) {
+	var want struct {
 		Order string       `json:"order"`
 		Lines []goods.Line `json:"lines"`
 	}
-	if err := r.Decode(&in); err != nil {
-		return effect.Effect{}, err
+	if err := r.Decode(&want); err != nil {
+		return in, err
 	}
-	if err := errors.Join(effect.CheckOrder(in.Order), goods.Check(in.Lines)); err != nil {
-		return effect.Effect{}, err
-	}
-	return effect.Effect{Verb: "reserve", Order: in.Order, Status: http.StatusCreated, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
-		if err := s.Act(ctx, tx, in.Order); err != nil {
-			return effect.Result{}, err
+	in.Order, in.Effect = want.Order, reservation+want.Order
+	in.Do = func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
+		if err := take(ctx, tx, want.Lines); err != nil {
+			return participant.Answer{}, err
 		}
-		if err := take(ctx, tx, in.Lines); err != nil {
-			return effect.Result{}, err
-		}
-		id, err := note(ctx, tx, in.Order, in.Lines)
+		id, expires, err := note(ctx, tx, want.Order, want.Lines)
 		if err != nil {
-			return effect.Result{}, fmt.Errorf("reserving for order %s: %w", in.Order, err)
+			return participant.Answer{}, fmt.Errorf("reserving for order %s: %w", want.Order, err)
 		}
-		return effect.Result{Changed: true, Body: map[string]string{"id": "reservation-" + strconv.FormatInt(id, 10)}}, nil
-	}}, nil
+		return participant.Answer{Status: http.StatusCreated, Body: map[string]string{
+			"id": "reservation-" + strconv.FormatInt(id, 10), "expires": expires.UTC().Format(time.RFC3339Nano),
+		}}, nil
+	}
+	return in, errors.Join(effect.CheckOrder(want.Order), goods.Check(want.Lines))
 }
 
-// take takes the lines from the stock, or refuses.
-func take(ctx context.Context, tx pgx.Tx, lines []goods.Line) error {
-	skus, quantities := make([]string, len(lines)), make([]int64, len(lines))
-	for i, l := range lines {
-		skus[i], quantities[i] = l.SKU, l.Quantity
+// release gives back what is held for an order. What has been committed is not held any more: giveBack undoes that.
+func (s *Service) release(r *participant.Request) (in effect.Intent, err error) {
+	in.Order, err = effect.Order(r)
+	in.Effect, in.Nothing = reservation+in.Order, &participant.Answer{Body: changed(in.Order, released, false)}
+	in.Do = func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
+		done, err := putBack(ctx, tx, in.Order, reserved, released)
+		return participant.Answer{Body: changed(in.Order, released, done)}, err
 	}
-	available := map[string]int64{}
-	// Everybody locks in the same order, so that nobody waits in a circle.
-	rows, err := tx.Query(ctx, `SELECT sku, available FROM inventory.stock WHERE sku = ANY($1) ORDER BY sku FOR UPDATE`, skus)
-	if err != nil {
-		return fmt.Errorf("looking at the stock: %w", err)
-	}
-	var sku string
-	var n int64
-	if _, err := pgx.ForEachRow(rows, []any{&sku, &n}, func() error { available[sku] = n; return nil }); err != nil {
-		return fmt.Errorf("looking at the stock: %w", err)
-	}
-	for _, l := range lines {
-		if available[l.SKU] < l.Quantity {
-			return effect.Refuse(http.StatusConflict, "out of stock: %d of %s wanted, %d there", l.Quantity, l.SKU, available[l.SKU])
-		}
-	}
-	_, err = tx.Exec(ctx, `UPDATE inventory.stock s SET available = available - l.quantity
-		FROM unnest($1::text[], $2::bigint[]) AS l (sku, quantity) WHERE s.sku = l.sku`, skus, quantities)
-	if err != nil {
-		return fmt.Errorf("taking from the stock: %w", err)
-	}
-	return nil
+	return in, err
 }
 
-// note writes down for whom it was taken.
-func note(ctx context.Context, tx pgx.Tx, order string, lines []goods.Line) (id int64, err error) {
-	if err := tx.QueryRow(ctx, `INSERT INTO inventory.reservations (order_id) VALUES ($1) RETURNING id`, order).Scan(&id); err != nil {
-		return 0, err
+// commit lets the goods leave the house. A reservation that has expired cannot be committed, whether or not its goods have been given to somebody else: a definite no.
+func (s *Service) commit(r *participant.Request) (in effect.Intent, err error) {
+	in.Order, err = effect.Order(r)
+	in.Effect = commitment + in.Order
+	in.Do = func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
+		return participant.Answer{Body: changed(in.Order, committed, true)}, letGo(ctx, tx, in.Order)
 	}
-	batch := &pgx.Batch{}
-	for _, l := range lines {
-		batch.Queue(`INSERT INTO inventory.lines VALUES ($1, $2, $3)`, id, l.SKU, l.Quantity)
-	}
-	return id, tx.SendBatch(ctx, batch).Close()
+	return in, err
 }
 
-func (s service) release(r *effect.Request) (effect.Effect, error) {
-	order, err := r.Order()
-	return effect.Effect{Verb: "release", Order: order, Status: http.StatusOK, Do: func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
-		done, err := s.Undo(ctx, tx, order)
-		if err == nil && done {
-			err = putBack(ctx, tx, order)
-		}
-		if err != nil {
-			return effect.Result{}, fmt.Errorf("releasing the stock of order %s: %w", order, err)
-		}
-		return effect.Result{Changed: done, Body: map[string]any{"order": order, "released": done}}, nil
-	}}, err
+// giveBack undoes a commit: the goods come back into the stock.
+func (s *Service) giveBack(r *participant.Request) (in effect.Intent, err error) {
+	in.Order, err = effect.Order(r)
+	in.Effect, in.Nothing = commitment+in.Order, &participant.Answer{Body: changed(in.Order, returned, false)}
+	in.Do = func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
+		done, err := putBack(ctx, tx, in.Order, committed, returned)
+		return participant.Answer{Body: changed(in.Order, returned, done)}, err
+	}
+	return in, err
 }
 
-func putBack(ctx context.Context, tx pgx.Tx, order string) error {
-	batch := &pgx.Batch{}
-	batch.Queue(`SELECT FROM inventory.stock WHERE sku IN (
-		SELECT sku FROM inventory.lines JOIN inventory.reservations ON id = reservation WHERE order_id = $1 AND released_at IS NULL
-	) ORDER BY sku FOR UPDATE`, order)
-	batch.Queue(`UPDATE inventory.stock s SET available = available + l.quantity
-		FROM inventory.lines l JOIN inventory.reservations r ON r.id = l.reservation
-		WHERE s.sku = l.sku AND r.order_id = $1 AND r.released_at IS NULL`, order)
-	batch.Queue(`UPDATE inventory.reservations SET released_at = now() WHERE order_id = $1 AND released_at IS NULL`, order)
-	return tx.SendBatch(ctx, batch).Close()
+// changed tells whether a reservation of an order has become something.
+func changed(order string, to state, done bool) map[string]any {
+	return map[string]any{"order": order, string(to): done}
 }

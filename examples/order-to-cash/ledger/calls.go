@@ -11,7 +11,7 @@ import (
 // Call is what one service saw of one idempotency key.
 type Call struct {
 	Service, Key string
-	// Effect is what was to happen, and to which order: "charge 1042".
+	// Effect is what was to happen, and to which order: "capture 1042".
 	Effect string
 	// Deliveries is how often a request came. Of these at most one may have acted, done nothing (it undid what was not there) or been
 	// refused; the others were turned away, broke off, or got the stored answer.
@@ -23,6 +23,7 @@ SELECT 'orders', key, effect, deliveries, effects, nothing, refused FROM orders.
 UNION ALL SELECT 'inventory', key, effect, deliveries, effects, nothing, refused FROM inventory.calls_by_key
 UNION ALL SELECT 'payments', key, effect, deliveries, effects, nothing, refused FROM payments.calls_by_key
 UNION ALL SELECT 'shipping', key, effect, deliveries, effects, nothing, refused FROM shipping.calls_by_key
+UNION ALL SELECT 'invoicing', key, effect, deliveries, effects, nothing, refused FROM invoicing.calls_by_key
 ORDER BY 1, 3, 2`
 
 // Calls reads what all services saw, in one snapshot.

@@ -1,10 +1,11 @@
-// Package ledger looks at all four services at once, and finds what does not add up.
+// Package ledger looks at all services at once, and finds what does not add up.
 package ledger
 
 import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/jackc/pgx/v5"
@@ -13,42 +14,55 @@ import (
 	ordertocash "github.com/vextrus/saga-operator/examples/order-to-cash"
 )
 
-// Ledger is what the orders have left behind, and the stock.
+// Ledger is what the orders have left behind, the stock, and what does not add up.
 type Ledger struct {
 	Orders []Order
 	Stock  []Stock
+	// Differences are what the balance finds; none means that all adds up. An order that has not ended is one, too.
+	Differences []Difference
 }
 
 // Order is what one order has left behind.
 type Order struct {
 	Order string
-	// Status is pending, confirmed or cancelled, or none when orders does not know it.
+	// Status is that of the order, or none when orders does not know it.
 	Status string
-	// Reserved is in pieces, Charged what was charged less what was refunded, a decimal, Labels the labels that are valid.
-	Reserved int64
-	Charged  string
-	Currency string
-	Labels   int64
-	// Problem says what is wrong; empty is nothing. A pending order is a problem, too: it is not finished.
-	Problem string
+	// Held and Gone are in pieces.
+	Held, Gone int64
+	// Promised is what is authorized and neither captured nor voided, Taken what is captured less what was refunded: decimals, in Currency.
+	Promised, Taken, Currency string
+	// Labels are those that are valid, PickedUp those of them whose parcel was picked up.
+	Labels, PickedUp int64
+	// Invoiced is less what was credited, a decimal.
+	Invoiced string
 }
 
 // Stock is one article.
 type Stock struct {
-	SKU                            string
-	Delivered, Available, Reserved int64
-	Problem                        string
+	SKU                              string
+	Delivered, Available, Held, Gone int64
 }
 
-// Read reads the ledger of every order, in one snapshot.
+// Difference is one thing that does not add up.
+type Difference struct {
+	// Kind is stock, money, labels, invoices or orders; Subject the article, the order or the kind of document.
+	Kind, Subject, Problem string
+}
+
+func (d Difference) String() string { return d.Kind + ": " + d.Subject + ": " + d.Problem }
+
+// Read reads everything, in one snapshot.
 func Read(ctx context.Context, pool *pgxpool.Pool) (Ledger, error) {
 	var l Ledger
 	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	err := pgx.BeginTxFunc(ctx, pool, options, func(tx pgx.Tx) (err error) {
-		if l.Orders, err = query[Order](ctx, tx, `SELECT "order", status, reserved::bigint, charged::text, currency, labels, problem FROM (`+ordertocash.LedgerSQL+`) AS ledger`); err != nil {
+		if l.Orders, err = query[Order](ctx, tx, ordertocash.LedgerSQL); err != nil {
 			return err
 		}
-		l.Stock, err = query[Stock](ctx, tx, ordertocash.StockSQL)
+		if l.Stock, err = query[Stock](ctx, tx, ordertocash.StockSQL); err != nil {
+			return err
+		}
+		l.Differences, err = query[Difference](ctx, tx, ordertocash.BalanceSQL)
 		return err
 	})
 	if err != nil {
@@ -68,15 +82,8 @@ func query[T any](ctx context.Context, tx pgx.Tx, sql string) ([]T, error) {
 // Problems lists what does not add up; none means that the ledger balances.
 func (l Ledger) Problems() []string {
 	var all []string
-	for _, o := range l.Orders {
-		if o.Problem != "" {
-			all = append(all, fmt.Sprintf("order %s (%s): %s", o.Order, o.Status, o.Problem))
-		}
-	}
-	for _, s := range l.Stock {
-		if s.Problem != "" {
-			all = append(all, fmt.Sprintf("article %s: %s", s.SKU, s.Problem))
-		}
+	for _, d := range l.Differences {
+		all = append(all, d.String())
 	}
 	return all
 }
@@ -84,17 +91,14 @@ func (l Ledger) Problems() []string {
 // Write prints the ledger as tables.
 func (l Ledger) Write(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "ORDER\tSTATUS\tRESERVED\tCHARGED\tLABELS\tBALANCE")
+	fmt.Fprintln(t, "ORDER\tSTATUS\tHELD\tGONE\tPROMISED\tTAKEN\tINVOICED\tLABEL\tBALANCE")
 	for _, o := range l.Orders {
-		charged := o.Charged
-		if o.Currency != "" {
-			charged += " " + o.Currency
-		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%d\t%s\n", o.Order, o.Status, o.Reserved, charged, o.Labels, verdict(o.Problem))
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n",
+			o.Order, o.Status, o.Held, o.Gone, money(o.Promised, o.Currency), money(o.Taken, o.Currency), money(o.Invoiced, o.Currency), o.label(), l.verdict(o.Order))
 	}
-	fmt.Fprintln(t, "\nARTICLE\tDELIVERED\tAVAILABLE\tRESERVED\tBALANCE")
+	fmt.Fprintln(t, "\nARTICLE\tDELIVERED\tAVAILABLE\tHELD\tGONE\tBALANCE")
 	for _, s := range l.Stock {
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\n", s.SKU, s.Delivered, s.Available, s.Reserved, verdict(s.Problem))
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\n", s.SKU, s.Delivered, s.Available, s.Held, s.Gone, l.verdict(s.SKU))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("printing the ledger: %w", err)
@@ -102,9 +106,36 @@ func (l Ledger) Write(w io.Writer) error {
 	return nil
 }
 
-func verdict(problem string) string {
-	if problem == "" {
+// money leaves nothing out but what is nothing.
+func money(amount, currency string) string {
+	if strings.Trim(amount, "0.") == "" {
+		return "-"
+	}
+	return amount + " " + currency
+}
+
+func (o Order) label() string {
+	switch {
+	case o.Labels == 0:
+		return "-"
+	case o.Labels == 1 && o.PickedUp == 1:
+		return "picked up"
+	case o.Labels == 1:
+		return "printed"
+	default:
+		return fmt.Sprintf("%d, %d picked up", o.Labels, o.PickedUp)
+	}
+}
+
+func (l Ledger) verdict(subject string) string {
+	var problems []string
+	for _, d := range l.Differences {
+		if d.Subject == subject {
+			problems = append(problems, d.Problem)
+		}
+	}
+	if problems == nil {
 		return "ok"
 	}
-	return problem
+	return strings.Join(problems, "; ")
 }

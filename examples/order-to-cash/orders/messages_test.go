@@ -33,8 +33,8 @@ func TestWhatHappensToAnOrderIsToldInOrder(t *testing.T) {
 	r.post("k-1", "/orders", order("1"))
 	r.post("k-1", "/orders", order("1")) // a repetition tells nothing
 	r.post("k-2", "/orders", `{"order":"2"}`)
-	r.post("k-3", "/orders/1/confirm", "")
-	r.post("k-4", "/orders/1/cancel", "")
+	r.post("s/3", "/orders/1/accept", "")
+	r.post("s/4", "/orders/1/cancel", "")
 	waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := to.Await(waiting, 3); err != nil {
@@ -44,7 +44,7 @@ func TestWhatHappensToAnOrderIsToldInOrder(t *testing.T) {
 	for _, m := range to.Taken() {
 		got = append(got, fmt.Sprint(strings.TrimPrefix(m.Type, orders.MessageTypePrefix), " ", m.Key, " ", m.Sequence))
 	}
-	if all := strings.Join(got, ", "); all != "OrderPlaced 1 1, OrderConfirmed 1 2, OrderCancelled 1 3" {
+	if all := strings.Join(got, ", "); all != "OrderPlaced 1 1, OrderAccepted 1 2, OrderCancelled 1 3" {
 		t.Errorf("told was %s", all)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/effect"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/orders"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/internal/projection"
@@ -30,7 +31,7 @@ type rig struct {
 
 func start(t *testing.T) *rig {
 	t.Helper()
-	pool, err := pgxpool.New(context.Background(), throwaway.EmptyDatabase(t))
+	pool, err := effect.Connect(context.Background(), throwaway.EmptyDatabase(t), "orders", 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,8 +46,16 @@ func start(t *testing.T) *rig {
 // post sends a request for an effect and returns its status and body.
 func (r *rig) post(key, path, body string) (int, string) {
 	r.Helper()
-	req := httptest.NewRequestWithContext(r.Context(), http.MethodPost, path, strings.NewReader(body))
+	return r.send(http.MethodPost, key, path, body)
+}
+
+func (r *rig) send(method, key, path, body string) (int, string) {
+	r.Helper()
+	req := httptest.NewRequestWithContext(r.Context(), method, path, strings.NewReader(body))
 	req.Header.Set("Idempotency-Key", key)
+	if saga, _, ok := strings.Cut(key, "/"); ok {
+		req.Header.Set("Saga-Id", saga)
+	}
 	w := httptest.NewRecorder()
 	r.service.ServeHTTP(w, req)
 	return w.Code, w.Body.String()
@@ -72,38 +81,87 @@ func (r *rig) value(sql string) (s string) {
 }
 
 func order(id string) string {
-	return fmt.Sprintf(`{"order":%q,"customer":"c-7","lines":[{"sku":"B-1","quantity":2}],"total":{"amount":"129.9","currency":"EUR"}}`, id)
+	return fmt.Sprintf(`{"order":%q,"customer":"c-7","lines":[{"sku":"B-1","quantity":2}],"total":{"amount":"129.9","currency":"EUR"},"card":"card-1","country":"DE"}`, id)
 }
 
 func TestAnOrderGoesItsWayThroughTheAPI(t *testing.T) {
 	t.Parallel()
 	r := start(t)
-	for i, c := range []struct {
-		path, body string
-		status     int
+	for _, c := range []struct {
+		key, path, body string
+		status          int
 	}{
-		{"/orders", order("1"), 201}, {"/orders/1/fulfil", `{"tracking":"TRK1"}`, 409}, {"/orders/1/confirm", "", 200}, {"/orders/1/confirm", "", 409},
-		{"/orders/1/fulfil", `{"tracking":""}`, 422}, {"/orders/1/fulfil", `{"tracking":"TRK1"}`, 200}, {"/orders/1/cancel", "", 409}, {"/orders/2/confirm", "", 404},
-		{"/orders", strings.Replace(order("3"), `"129.9"`, `"0"`, 1), 400}, {"/orders", strings.Replace(order("3"), `"129.9"`, `129.9`, 1), 400}, {"/orders/4/cancel", "", 200},
+		{"customer", "/orders", order("1"), 201}, {"s-1/confirm-early", "/orders/1/confirm", "", 409}, {"s-1/accept", "/orders/1/accept", "", 200},
+		{"s-2/accept", "/orders/1/accept", "", 409}, {"customer-withdraws", "/orders/1/withdraw", "", 409}, {"s-2/cancel", "/orders/1/cancel", "", 200},
+		{"s-1/fulfil-early", "/orders/1/fulfil", `{"tracking":"TRK1"}`, 409}, {"s-1/confirm", "/orders/1/confirm", "", 200}, {"s-1/confirm-again", "/orders/1/confirm", "", 409},
+		{"s-1/fulfil-nothing", "/orders/1/fulfil", `{"tracking":""}`, 422}, {"s-1/fulfil", "/orders/1/fulfil", `{"tracking":"TRK1"}`, 200}, {"s-1/cancel", "/orders/1/cancel", "", 409},
+		{"s-3/confirm", "/orders/2/confirm", "", 404}, {"s-3/cancel", "/orders/4/cancel", "", 200}, {"late", "/orders", order("4"), 409},
+		{"other-customer", "/orders", order("5"), 201}, {"other-withdraws", "/orders/5/withdraw", "", 200}, {"s-5/accept", "/orders/5/accept", "", 409},
 	} {
-		if status, body := r.post(fmt.Sprint("key-", i), c.path, c.body); status != c.status {
-			t.Errorf("%s %s: %d %s, want %d", c.path, c.body, status, body, c.status)
+		if status, body := r.post(c.key, c.path, c.body); status != c.status {
+			t.Errorf("%s: %s %s: %d %s, want %d", c.key, c.path, c.body, status, body, c.status)
 		}
 	}
-	if got := r.get("/orders/1"); !strings.Contains(got, `"status":"fulfilled"`) || !strings.Contains(got, `"tracking":"TRK1"`) || !strings.Contains(got, `"amount":"129.90"`) {
+	if got := r.get("/orders/1"); !strings.Contains(got, `"status":"fulfilled"`) || !strings.Contains(got, `"tracking":"TRK1"`) || !strings.Contains(got, `"amount":"129.90"`) || !strings.Contains(got, `"saga":"s-1"`) {
 		t.Errorf("it shows %s", got)
 	}
 	events := r.get("/orders/1/events")
-	for _, want := range []string{`"OrderPlaced"`, `"OrderConfirmed"`, `"OrderFulfilled"`} {
+	for _, want := range []string{`"OrderPlaced"`, `"OrderAccepted"`, `"OrderConfirmed"`, `"OrderFulfilled"`} {
 		if strings.Count(events, want) != 1 {
 			t.Errorf("its events are %s, want %s once", events, want)
 		}
 	}
+	if strings.Contains(events, "OrderCancelled") {
+		t.Errorf("another saga has cancelled it: %s", events)
+	}
 	if got := r.value(`SELECT version::text FROM snapshots WHERE stream = 'order-1'`); got != "3" {
 		t.Errorf("the snapshot is of version %s, want 3", got)
 	}
-	if got := r.value(`SELECT metadata->>'causationId' FROM event_store WHERE stream = 'order-1' AND version = 1`); got != "key-0" {
+	if got := r.value(`SELECT metadata->>'causationId' FROM event_store WHERE stream = 'order-1' AND version = 1`); got != "customer" {
 		t.Errorf("the order was caused by %s", got)
+	}
+}
+
+func TestARequestThatCannotBecomeAnOrderIsNotStored(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	for name, c := range map[string][2]string{
+		"an amount of nothing": {`"129.9"`, `"0"`}, "an amount that is a number": {`"129.9"`, `129.9`}, "no card": {`"card-1"`, `""`}, "no country": {`"DE"`, `"de"`}, "no lines": {`[{"sku":"B-1","quantity":2}]`, `[]`},
+		"an id that no saga can have": {`"9"`, `"A_9"`}, "a field that nobody knows": {`"card"`, `"cart"`},
+	} {
+		if status, body := r.post("k", "/orders", strings.Replace(order("9"), c[0], c[1], 1)); status != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", name, status, body)
+		}
+	}
+	if status, body := r.post("k", "/orders", order("9")); status != http.StatusCreated || !strings.Contains(body, `"saga":"order-9"`) {
+		t.Errorf("the key was used up: %d %s", status, body)
+	}
+}
+
+func TestACustomerWithoutANumberIsGivenOneThatStays(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	_, first := r.post("k", "/orders", order(""))
+	_, again := r.post("k", "/orders", order(""))
+	_, other := r.post("k-2", "/orders", order(""))
+	if first != again || first == other || !strings.Contains(first, `"saga":"order-`) {
+		t.Errorf("answered were\n%s%s%s", first, again, other)
+	}
+}
+
+func TestASagaThatPlacesItsOrderItselfAcceptsItWithThat(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	for _, c := range []struct {
+		key, path string
+		status    int
+	}{{"nobody", "/orders/1", 400}, {"s-1/place", "/orders/2", 400}, {"s-1/place", "/orders/1", 201}, {"s-1/place", "/orders/1", 201}, {"s-2/place", "/orders/1", 409}} {
+		if status, body := r.send(http.MethodPut, c.key, c.path, order("1")); status != c.status {
+			t.Errorf("%s: %d %s, want %d", c.key, status, body, c.status)
+		}
+	}
+	if got := r.get("/orders/1"); !strings.Contains(got, `"status":"accepted"`) || !strings.Contains(got, `"saga":"s-1"`) {
+		t.Errorf("it shows %s", got)
 	}
 }
 
@@ -112,12 +170,12 @@ func TestTheReadModelOfOrdersEqualsItsRebuild(t *testing.T) {
 	r := start(t)
 	for i := range 30 {
 		id := fmt.Sprintf("o%02d", i)
-		steps := [][2]string{{"/orders", order(id)}, {"/orders/" + id + "/confirm", ""}, {"/orders/" + id + "/fulfil", `{"tracking":"T"}`}}
+		steps := [][2]string{{"/orders", order(id)}, {"/orders/" + id + "/accept", ""}, {"/orders/" + id + "/confirm", ""}, {"/orders/" + id + "/fulfil", `{"tracking":"T"}`}}
 		if i%3 == 0 {
-			steps[2] = [2]string{"/orders/" + id + "/cancel", ""}
+			steps[3] = [2]string{"/orders/" + id + "/cancel", ""}
 		}
 		for n, s := range steps[:1+i%len(steps)] {
-			if status, body := r.post(fmt.Sprint(id, n), s[0], s[1]); status >= 300 {
+			if status, body := r.post(fmt.Sprint(id, "/", n), s[0], s[1]); status >= 300 {
 				t.Fatalf("%s: %d %s", s[0], status, body)
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,7 +42,7 @@ func compile(t *testing.T, name string, at ordertocash.URLs, kinds participant.R
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, url := range []string{ordertocash.DefaultURLs.Orders, ordertocash.DefaultURLs.Inventory, ordertocash.DefaultURLs.Payments, ordertocash.DefaultURLs.Shipping} {
+	for _, url := range []string{ordertocash.DefaultURLs.Orders, ordertocash.DefaultURLs.Inventory, ordertocash.DefaultURLs.Payments, ordertocash.DefaultURLs.Shipping, ordertocash.DefaultURLs.Invoicing} {
 		if bytes.Contains(text, []byte(url)) {
 			t.Errorf("%s still leads to %s", name, url)
 		}
@@ -63,7 +65,7 @@ func TestTheSagasEndAsTheyAreDescribed(t *testing.T) {
 	if err := r.Outage(services.Outage{Order: "1044", Requests: 1}); err != nil {
 		t.Fatal(err)
 	}
-	for _, service := range []string{"orders", "inventory", "payments", "shipping"} {
+	for _, service := range services.Names {
 		if err := r.SetFaults(service, services.Faults{Lose: 1, Requests: 1}); err != nil {
 			t.Fatal(err)
 		}
@@ -71,10 +73,12 @@ func TestTheSagasEndAsTheyAreDescribed(t *testing.T) {
 	phases := r.drive(ordertocash.Sagas())
 	r.check(phases, map[string]saga.Phase{"completes.yaml": saga.Completed, "declined.yaml": saga.Compensated, "shipping-down.yaml": saga.Completed})
 	r.balances()
-	r.check(r.ledger().Orders, []ledger.Order{
-		{Order: "1042", Status: "confirmed", Reserved: 2, Charged: "129.90", Currency: "EUR", Labels: 1},
-		{Order: "1043", Status: "cancelled", Charged: "0"},
-		{Order: "1044", Status: "confirmed", Reserved: 1, Charged: "24.50", Currency: "EUR", Labels: 1},
+	left := r.ledger().Orders
+	slices.SortFunc(left, func(a, b ledger.Order) int { return strings.Compare(a.Order, b.Order) })
+	r.check(left, []ledger.Order{
+		{Order: "1042", Status: "fulfilled", Gone: 2, Promised: "0", Taken: "129.90", Currency: "EUR", Labels: 1, PickedUp: 1, Invoiced: "129.90"},
+		{Order: "1043", Status: "cancelled", Promised: "0", Taken: "0", Invoiced: "0"},
+		{Order: "1044", Status: "fulfilled", Gone: 1, Promised: "0", Taken: "24.50", Currency: "EUR", Labels: 1, PickedUp: 1, Invoiced: "24.50"},
 	})
 }
 

@@ -1,4 +1,4 @@
-// Package services runs the four services of the example in one process: for the demo, for tests, and for looking around.
+// Package services runs the services of the example: all in one process for tests and for looking around, or one in a process of its own.
 package services
 
 import (
@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,242 +16,197 @@ import (
 	ordertocash "github.com/vextrus/saga-operator/examples/order-to-cash"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/effect"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/inventory"
+	"github.com/vextrus/saga-operator/examples/order-to-cash/invoicing"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/orders"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/payments"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/shipping"
-	"github.com/vextrus/saga-operator/internal/outbox"
-	"github.com/vextrus/saga-operator/internal/outbox/sink"
-	sinkhttp "github.com/vextrus/saga-operator/internal/outbox/sink/http"
 )
 
-// What tests and the demo need of the services' own packages.
-type (
-	// Faults are what a service does wrong on purpose.
-	Faults = effect.Faults
-	// Duration is how faults tell time.
-	Duration = effect.Duration
-	// Outage is a time during which shipping is unavailable.
-	Outage = shipping.Outage
-)
-
-// Addresses are where the services listen, each host:port.
-type Addresses struct{ Orders, Inventory, Payments, Shipping string }
-
-// DefaultAddresses are those that the sagas are written for: ordertocash.DefaultURLs.
-func DefaultAddresses() Addresses {
-	at := func(url string) string { return strings.TrimPrefix(url, "http://") }
-	u := ordertocash.DefaultURLs
-	return Addresses{at(u.Orders), at(u.Inventory), at(u.Payments), at(u.Shipping)}
-}
-
-// DefaultPaymentsLimit is the most that a card can be charged, in any currency.
-const DefaultPaymentsLimit = "1000.00"
-
-// Options say how to run the services. Only the database is required.
-type Options struct {
-	// DatabaseURL is a connection URL. The role needs to be allowed to create schemas in the database.
-	DatabaseURL string
-	// Addresses to listen at; an empty one is a free port of 127.0.0.1.
-	Addresses Addresses
-	// AnyPort takes a free port of the same host where the one that was asked for is taken.
-	AnyPort bool
-	// PaymentsLimit is a decimal; empty is DefaultPaymentsLimit.
-	PaymentsLimit string
-	// Stock is what is delivered of each article that the database does not know yet; nil is DefaultStock.
-	Stock map[string]int64
-	// MaxConns is the most connections to the database; zero is 16.
-	MaxConns int32
-	// OrderEvents is a URL to which what happens to orders is posted, as CloudEvents; nowhere when empty.
-	OrderEvents string
-	// Logger is told of what goes wrong; nil is nobody.
-	Logger *slog.Logger
-}
-
-// DefaultStock is plenty of A-7 and B-1, and one R-9.
-func DefaultStock() map[string]int64 {
-	return map[string]int64{"A-7": 100_000, "B-1": 100_000, "R-9": 1}
-}
-
-// Services are the four services while they run.
+// Services are the services of this process while they run.
 type Services struct {
+	options Options
 	urls    ordertocash.URLs
-	pool    *pgxpool.Pool
-	names   map[string]*effect.Service
+	running map[string]*service
 	orders  *orders.Service
 	ship    *shipping.Service
-	servers []*http.Server
 	cancel  context.CancelFunc
 	serving sync.WaitGroup
 	failed  chan error
 }
 
+// service is one of them.
+type service struct {
+	pool     *pgxpool.Pool
+	effects  *effect.Service
+	handler  http.Handler
+	work     func(context.Context) error // what it does beside answering
+	listener net.Listener
+	server   *http.Server
+}
+
 // Start creates what is missing in the database and starts the services; they are ready when it returns. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (*Services, error) {
-	if o.DatabaseURL == "" {
-		return nil, errors.New("starting the services: no database is named; set DATABASE_URL, for example postgres://user@127.0.0.1:5432/shop")
-	}
-	o = o.withDefaults()
-	pool, err := open(ctx, o)
+	o, err := o.withDefaults()
 	if err != nil {
-		return nil, err
-	}
-	s := &Services{pool: pool, failed: make(chan error, 4)}
-	handlers, err := s.create(ctx, o)
-	if err != nil {
-		pool.Close()
 		return nil, fmt.Errorf("starting the services: %w", err)
 	}
-	listeners, err := listen(ctx, o)
-	if err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("starting the services: %w", err)
+	s := &Services{options: o, running: map[string]*service{}, failed: make(chan error, 2*len(Names))}
+	for _, prepare := range []func(context.Context) error{s.create, s.listen, s.publish} {
+		if err := prepare(ctx); err != nil {
+			s.drop()
+			return nil, fmt.Errorf("starting the services: %w", err)
+		}
 	}
-	url := func(i int) string { return "http://" + listeners[i].Addr().String() }
-	s.urls = ordertocash.URLs{Orders: url(0), Inventory: url(1), Payments: url(2), Shipping: url(3)}
-	s.serve(listeners, handlers, o.Logger)
+	s.serve()
 	return s, nil
 }
 
-func (o Options) withDefaults() Options {
-	if o.PaymentsLimit == "" {
-		o.PaymentsLimit = DefaultPaymentsLimit
-	}
-	if o.Stock == nil {
-		o.Stock = DefaultStock()
-	}
-	if o.MaxConns == 0 {
-		o.MaxConns = 16
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	return o
-}
-
-func open(ctx context.Context, o Options) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(o.DatabaseURL)
-	if err != nil {
-		return nil, fmt.Errorf("the database URL of the services: %w", err)
-	}
-	config.MaxConns = o.MaxConns
-	for name, value := range map[string]string{
-		"application_name": "order-to-cash", "statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "8s",
-	} {
-		if _, set := config.ConnConfig.RuntimeParams[name]; !set {
-			config.ConnConfig.RuntimeParams[name] = value
-		}
-	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("connecting the services to the database: %w", err)
-	}
-	return pool, nil
-}
-
-// publish has what happens to orders posted to a URL.
-func (s *Services) publish(ctx context.Context, url string) error {
-	if url == "" {
-		return nil
-	}
-	const attempts, first, longest = 20, time.Second, 5 * time.Minute
-	to, err := sinkhttp.New(sinkhttp.Config{Connection: sink.Connection{Dial: (&net.Dialer{}).DialContext}, URL: url, UserAgent: "order-to-cash"})
-	if err != nil {
-		return err
-	}
-	return s.orders.PublishTo(ctx, outbox.Sink{
-		ID: "order-events", Name: "order-events", Publisher: to, Retry: outbox.Retry{MaxAttempts: attempts, InitialBackoff: first, MaxBackoff: longest},
-	})
-}
-
-// create makes the four services, in the order of their addresses.
-func (s *Services) create(ctx context.Context, o Options) ([]http.Handler, error) {
-	var err error
-	if s.orders, err = orders.New(ctx, s.pool, o.Logger); err != nil {
-		return nil, err
-	}
-	if err := s.publish(ctx, o.OrderEvents); err != nil {
-		return nil, err
-	}
-	stock, err := inventory.New(ctx, s.pool, o.Stock, o.Logger)
-	if err != nil {
-		return nil, err
-	}
-	pay, err := payments.New(ctx, s.pool, o.PaymentsLimit, o.Logger)
-	if err != nil {
-		return nil, err
-	}
-	if s.ship, err = shipping.New(ctx, s.pool, o.Logger); err != nil {
-		return nil, err
-	}
-	s.names = map[string]*effect.Service{"orders": s.orders.Service, "inventory": stock, "payments": pay, "shipping": s.ship.Service}
-	return []http.Handler{s.orders, stock, pay, s.ship}, nil
-}
-
-func listen(ctx context.Context, o Options) ([]net.Listener, error) {
-	var all []net.Listener
-	for _, address := range []string{o.Addresses.Orders, o.Addresses.Inventory, o.Addresses.Payments, o.Addresses.Shipping} {
-		if address == "" {
-			address = "127.0.0.1:0"
-		}
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-		if host, _, bad := net.SplitHostPort(address); err != nil && bad == nil && o.AnyPort {
-			l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
-		}
+// create makes the services that were asked for, and their tables.
+func (s *Services) create(ctx context.Context) error {
+	for _, name := range s.options.Only {
+		pool, err := effect.Connect(ctx, s.options.DatabaseURL, name, s.options.MaxConns)
 		if err != nil {
-			for _, l := range all {
-				_ = l.Close()
-			}
-			return nil, fmt.Errorf("listening at %s: %w", address, err)
+			return err
 		}
-		all = append(all, l)
+		here := &service{pool: pool}
+		s.running[name] = here
+		if err := s.make(ctx, name, here); err != nil {
+			return err
+		}
 	}
-	return all, nil
+	return nil
 }
 
-func (s *Services) serve(listeners []net.Listener, handlers []http.Handler, log *slog.Logger) {
+func (s *Services) make(ctx context.Context, name string, here *service) error {
+	o := s.options
+	switch name {
+	case Orders:
+		made, err := orders.New(ctx, here.pool, o.Logger)
+		if err != nil {
+			return err
+		}
+		s.orders, here.effects, here.handler, here.work = made, made.Service, made, made.Run
+	case Inventory:
+		made, err := inventory.New(ctx, here.pool, o.Stock, o.Logger)
+		if err != nil {
+			return err
+		}
+		here.effects, here.handler, here.work = made.Service, made, made.Run
+	case Payments:
+		prefix, client, err := o.Operator.callbacks()
+		if err != nil {
+			return err
+		}
+		made, err := payments.New(ctx, here.pool, payments.Options{Limit: o.PaymentsLimit, CallbackPrefix: prefix, Client: client}, o.Logger)
+		if err != nil {
+			return err
+		}
+		here.effects, here.handler, here.work = made.Service, made, made.Run
+	case Shipping:
+		made, err := shipping.New(ctx, here.pool, o.Logger)
+		if err != nil {
+			return err
+		}
+		s.ship, here.effects, here.handler, here.work = made, made.Service, made, made.Run
+	case Invoicing:
+		made, err := invoicing.New(ctx, here.pool, o.Logger)
+		if err != nil {
+			return err
+		}
+		here.effects, here.handler, here.work = made.Service, made, made.Run
+	}
+	return nil
+}
+
+// listen opens the ports, and finds out where all services are.
+func (s *Services) listen(ctx context.Context) error {
+	o := s.options
+	s.urls = o.At
+	for _, name := range Names {
+		address, url := o.Addresses.of(name), urlOf(&s.urls, name)
+		here := s.running[name]
+		if here != nil {
+			l, err := listenAt(ctx, *address, o.AnyPort)
+			if err != nil {
+				return err
+			}
+			here.listener = l
+			*address = l.Addr().String()
+		}
+		if *url == "" && *address != "" {
+			*url = "http://" + *address
+		}
+	}
+	return nil
+}
+
+func listenAt(ctx context.Context, address string, anyPort bool) (net.Listener, error) {
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if host, _, bad := net.SplitHostPort(address); err != nil && bad == nil && anyPort {
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listening at %s: %w", address, err)
+	}
+	return l, nil
+}
+
+func (s *Services) serve() {
 	// Requests end with this context: one that hangs on purpose must not hold a stop up.
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	s.serving.Go(func() {
-		if err := s.orders.Run(ctx); err != nil {
-			s.failed <- fmt.Errorf("keeping the read model of orders: %w", err)
-		}
-	})
-	for i, l := range listeners {
-		server := &http.Server{
-			Handler:           handlers[i],
+	for name, here := range s.running {
+		s.serving.Go(func() {
+			if err := here.work(ctx); err != nil {
+				s.failed <- fmt.Errorf("what %s does beside answering: %w", name, err)
+			}
+		})
+		here.server = &http.Server{
+			Handler:           here.handler,
 			BaseContext:       func(net.Listener) context.Context { return ctx },
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
 			IdleTimeout:       time.Minute,
 			MaxHeaderBytes:    64 << 10,
-			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+			ErrorLog:          slog.NewLogLogger(s.options.Logger.Handler(), slog.LevelWarn),
 		}
-		s.servers = append(s.servers, server)
 		s.serving.Go(func() {
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				s.failed <- fmt.Errorf("serving at %s: %w", l.Addr(), err)
+			if err := here.server.Serve(here.listener); !errors.Is(err, http.ErrServerClosed) {
+				s.failed <- fmt.Errorf("serving %s at %s: %w", name, here.listener.Addr(), err)
 			}
 		})
 	}
 }
 
-// URLs are where the services are.
+// drop gives back what a start that failed had taken.
+func (s *Services) drop() {
+	for _, here := range s.running {
+		if here.listener != nil {
+			_ = here.listener.Close()
+		}
+		here.pool.Close()
+	}
+}
+
+// URLs are where the services are: those of this process, and those that it was told of.
 func (s *Services) URLs() ordertocash.URLs { return s.urls }
 
-// Pool is the services' database, for reading the ledger. It is closed by Stop.
-func (s *Services) Pool() *pgxpool.Pool { return s.pool }
+// Pool is one on the services' database, for reading the ledger. It is closed by Stop.
+func (s *Services) Pool() *pgxpool.Pool { return s.running[s.options.Only[0]].pool }
 
 // Failed tells why a service has stopped serving although nobody called Stop.
 func (s *Services) Failed() <-chan error { return s.failed }
 
-// SetFaults replaces the faults of the service: orders, inventory, payments or shipping.
-func (s *Services) SetFaults(service string, f Faults) error {
-	named, ok := s.names[service]
-	if !ok {
-		return fmt.Errorf("there is no service %q; there are orders, inventory, payments and shipping", service)
+// SetFaults replaces the faults of a service that runs here.
+func (s *Services) SetFaults(name string, f Faults) error {
+	here := s.running[name]
+	if here == nil {
+		return fmt.Errorf("there is no service %q here", name)
 	}
-	return named.SetFaults(f)
+	return here.effects.SetFaults(f)
 }
 
 // Outage makes shipping unavailable for a while.
@@ -262,12 +216,14 @@ func (s *Services) Outage(o Outage) error { return s.ship.Outage(o) }
 func (s *Services) Stop(ctx context.Context) error {
 	s.cancel()
 	var errs []error
-	for _, server := range s.servers {
-		if err := server.Shutdown(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("stopping the services: %w", err), server.Close())
+	for _, here := range s.running {
+		if err := here.server.Shutdown(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stopping the services: %w", err), here.server.Close())
 		}
 	}
 	s.serving.Wait()
-	s.pool.Close()
+	for _, here := range s.running {
+		here.pool.Close()
+	}
 	return errors.Join(errs...)
 }

@@ -3,221 +3,198 @@ package effect
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
+	"regexp"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/vextrus/saga-operator/pkg/idempotency"
+	"github.com/vextrus/saga-operator/pkg/participant"
 )
 
-// Effect is one thing that a caller wants to have happened.
-type Effect struct {
-	// Verb and Order name it: "charge", "1042".
-	Verb, Order string
-	// Status is the status of the answer when it has happened.
-	Status int
-	// Do makes it happen, within the transaction and nowhere else. What it changed is undone when it returns an error. A *Refusal is a
-	// definite no, and is stored as an answer like any other; after any other error nothing is stored and the caller may try again.
-	Do func(ctx context.Context, tx pgx.Tx) (Result, error)
+// Intent is what a request turned out to ask for, and about which order.
+type Intent struct {
+	Order string
+	// After, where there is one, is called when it has been answered. It may be missed in a crash.
+	After func()
+	participant.Intent
 }
 
-func (e Effect) name() string { return e.Verb + " " + e.Order }
+// Parse turns a request into an intent, without doing anything.
+type Parse func(*participant.Request) (Intent, error)
 
-// Result is what came of an effect.
-type Result struct {
-	// Changed tells whether there was anything to do; undoing nothing has nothing to do.
-	Changed bool
-	// Body is answered as JSON.
-	Body any
+// Action adds a kind of action. verb names it in the log of calls.
+func (s *Service) Action(pattern, verb string, parse Parse) {
+	s.handle(pattern, verb, parse, s.Participant.Action)
 }
 
-// Refusal is a definite no: the effect has not happened, and will not happen under this key.
-type Refusal struct {
-	Status  int // 4xx
-	Message string
+// Compensation adds a kind of compensation.
+func (s *Service) Compensation(pattern, verb string, parse Parse) {
+	s.handle(pattern, verb, parse, s.Participant.Compensation)
 }
 
-func (r *Refusal) Error() string { return fmt.Sprintf("%s (%d)", r.Message, r.Status) }
-
-// Refuse makes a Refusal.
-func Refuse(status int, format string, args ...any) error {
-	return &Refusal{Status: status, Message: fmt.Sprintf(format, args...)}
-}
-
-// Handle adds a kind of effect. parse turns a request into an effect; its errors are answered with 400, and not stored.
-func (s *Service) Handle(pattern string, parse func(*Request) (Effect, error)) {
+func (s *Service) handle(pattern, verb string, parse Parse, handler func(func(*participant.Request) (participant.Intent, error)) http.Handler) {
+	next := handler(func(r *participant.Request) (participant.Intent, error) {
+		in, err := parse(r)
+		if err != nil {
+			return participant.Intent{}, err
+		}
+		c, ok := r.HTTP().Context().Value(callKey{}).(*call)
+		if !ok {
+			return participant.Intent{}, errors.New("this handler is not called through its service")
+		}
+		c.key, c.name, c.after = r.Key, verb+" "+in.Order, in.After
+		if err := s.admit(r, c, in.Order); err != nil {
+			return participant.Intent{}, err
+		}
+		in.Do = s.noted(c, in.Do)
+		return in.Intent, nil
+	})
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-		req, err := read(w, r)
-		if err != nil {
-			writeRefusal(w, err)
-			return
+		c, kept := &call{}, &keeper{header: http.Header{}}
+		next.ServeHTTP(kept, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
+		s.answered(r.Context(), c, kept)
+		if c.fault.lose {
+			panic(http.ErrAbortHandler) // closes the connection without an answer
 		}
-		e, err := parse(req)
-		if err != nil {
-			writeMessage(w, http.StatusBadRequest, err.Error())
-			return
-		}
-		s.serve(w, r, req, e)
+		kept.send(w)
 	})
 }
 
-// serve answers one delivery of an effect.
-func (s *Service) serve(w http.ResponseWriter, r *http.Request, req *Request, e Effect) {
-	// What was begun is finished, whether or not the caller still waits for it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), timeout)
+// admit notes a delivery, and commits the faults that come before an effect.
+func (s *Service) admit(r *participant.Request, c *call, order string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.HTTP().Context()), timeout)
 	defer cancel()
-	if _, err := s.pool.Exec(ctx, s.sql.log, req.Key, e.name(), "delivered"); err != nil {
-		s.log.Error("the database does not take a call", "effect", e.name(), "key", req.Key, "error", err)
-		unavailable(w, time.Second, "the database does not answer")
-		return
+	if _, err := s.pool.Exec(ctx, s.sql.log, c.key, c.name, delivered); err != nil {
+		s.log.Error("the database does not take a call", "effect", c.name, "key", c.key, "error", err)
+		return participant.NotNow(time.Second, "the database does not answer")
 	}
-
-	fault := s.faults.draw()
-	if !fault.before(w, r) {
-		return
+	c.fault = s.faults.draw()
+	if err := c.fault.before(r.HTTP()); err != nil {
+		return err
 	}
 	if s.gate != nil {
-		if pause := s.gate(e); pause > 0 {
-			unavailable(w, pause, s.schema+" is unavailable")
-			return
+		if pause := s.gate(order); pause > 0 {
+			return participant.NotNow(pause, "%s is unavailable", s.schema)
 		}
 	}
+	return nil
+}
 
-	ctx, cancel = context.WithTimeout(context.WithoutCancel(r.Context()), timeout) // a delay is not part of the work
-	defer cancel()
-	a, err := s.once(ctx, req, e)
-	if err != nil {
-		// 500 and not 503: whether the transaction has committed may not be known.
-		s.log.Error("an effect failed", "effect", e.name(), "key", req.Key, "error", err)
-		writeMessage(w, http.StatusInternalServerError, "something went wrong; try again with the same key")
+// noted has it noted, in the same transaction, that an effect has happened. One that was only accepted has not.
+func (s *Service) noted(c *call, do func(context.Context, pgx.Tx) (participant.Answer, error)) func(context.Context, pgx.Tx) (participant.Answer, error) {
+	return func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
+		a, err := do(ctx, tx)
+		c.done = err == nil
+		if err == nil && a.Status != http.StatusAccepted {
+			_, err = tx.Exec(ctx, s.sql.log, c.key, c.name, acted)
+		}
+		return a, err
+	}
+}
+
+// answered notes what is not an effect: that there was nothing to do, or that it was refused.
+func (s *Service) answered(ctx context.Context, c *call, kept *keeper) {
+	if c.key == "" || kept.header.Get(idempotency.HeaderReplayed) != "" {
 		return
 	}
-	if fault.lose {
-		panic(http.ErrAbortHandler) // closes the connection without an answer
+	if c.after != nil && kept.status < http.StatusMultipleChoices {
+		c.after()
 	}
-	a.write(w)
-}
-
-// once makes an effect happen unless its key is known, and returns the answer to it.
-func (s *Service) once(ctx context.Context, req *Request, e Effect) (a answer, err error) {
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, s.sql.claim, req.Key, req.fingerprint[:])
-		if err != nil {
-			return fmt.Errorf("claiming the key: %w", err)
-		}
-		if tag.RowsAffected() == 0 {
-			a, err = s.replay(ctx, tx, req)
-			return err
-		}
-		what, fresh, err := do(ctx, tx, e)
-		if err != nil {
-			return err
-		}
-		a = fresh
-		batch := &pgx.Batch{}
-		batch.Queue(s.sql.log, req.Key, e.name(), what)
-		batch.Queue(s.sql.store, req.Key, a.status, a.body)
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-			return fmt.Errorf("storing the answer: %w", err)
-		}
-		return nil
-	})
-	return a, err
-}
-
-// do runs the effect in a savepoint, so that a refusal leaves nothing behind but itself.
-func do(ctx context.Context, tx pgx.Tx, e Effect) (what string, a answer, err error) {
-	var result Result
-	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-		var err error
-		result, err = e.Do(ctx, tx)
-		return err
-	})
-	var no *Refusal
+	var what string
 	switch {
-	case errors.As(err, &no):
-		a, err = newAnswer(no.Status, message{no.Message})
-		return "refused", a, err
-	case err != nil:
-		return "", answer{}, err
-	case result.Changed:
-		what = "acted"
+	case kept.status < http.StatusMultipleChoices && !c.done:
+		what = nothing
+	case kept.status >= http.StatusBadRequest && kept.status < http.StatusInternalServerError && kept.status != http.StatusTooEarly && !c.done:
+		what = refused
 	default:
-		what = "nothing"
+		return
 	}
-	a, err = newAnswer(e.Status, result.Body)
-	return what, a, err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	if _, err := s.pool.Exec(ctx, s.sql.log, c.key, c.name, what); err != nil {
+		s.log.Warn("the log of calls misses one", "effect", c.name, "key", c.key, "error", err)
+	}
 }
 
-// replay returns what was answered under the key before.
-func (s *Service) replay(ctx context.Context, tx pgx.Tx, req *Request) (a answer, err error) {
-	var fingerprint []byte
-	if err := tx.QueryRow(ctx, s.sql.stored, req.Key).Scan(&fingerprint, &a.status, &a.body); err != nil {
-		return a, fmt.Errorf("reading the stored answer: %w", err)
-	}
-	if !bytes.Equal(fingerprint, req.fingerprint[:]) {
-		return newAnswer(http.StatusUnprocessableEntity, message{"this Idempotency-Key was used for another request"})
-	}
-	return a, nil
+// call is one delivery on its way.
+type call struct {
+	key, name string // as soon as it is known what it is
+	after     func()
+	fault     fault
+	done      bool
 }
 
-// answer is a status and a body, byte for byte.
-type answer struct {
+type callKey struct{}
+
+// keeper keeps an answer back until it is known whether it is to get lost.
+type keeper struct {
+	header http.Header
 	status int
-	body   []byte
+	body   bytes.Buffer
 }
 
-func newAnswer(status int, body any) (answer, error) {
-	b, err := json.Marshal(body)
-	if err != nil {
-		return answer{}, fmt.Errorf("encoding the answer: %w", err)
+func (k *keeper) Header() http.Header         { return k.header }
+func (k *keeper) Write(b []byte) (int, error) { return k.body.Write(b) }
+func (k *keeper) WriteHeader(status int)      { k.status = status }
+
+func (k *keeper) send(w http.ResponseWriter) {
+	maps.Copy(w.Header(), k.header)
+	w.WriteHeader(k.status)
+	_, _ = w.Write(k.body.Bytes()) // whoever is gone asks again
+}
+
+// An order's id is a part of its saga's name.
+var orderID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$`)
+
+// CheckOrder says what is wrong with the id of an order.
+func CheckOrder(id string) error {
+	if !orderID.MatchString(id) {
+		return errors.New("order: 1 to 64 lower-case letters, digits and hyphens are needed, a letter or digit first and last")
 	}
-	return answer{status, append(b, '\n')}, nil
+	return nil
 }
 
-func (a answer) write(w http.ResponseWriter) {
+// Order is the order that the wildcard {order} in the pattern stands for.
+func Order(r *participant.Request) (string, error) {
+	order := r.PathValue("order")
+	return order, CheckOrder(order)
+}
+
+// DecodeBody reads the body of a request that is not for an effect: one JSON object without fields that into does not know.
+func DecodeBody(w http.ResponseWriter, r *http.Request, into any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("the body is not the JSON that is needed: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something behind the JSON in the body")
+	}
+	return nil
+}
+
+// Write answers a request that is not for an effect.
+func Write(w http.ResponseWriter, status int, body any) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		status, text = http.StatusInternalServerError, nil
+	}
+	text = append(text, '\n')
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
-	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body) // the caller is gone; it will ask again
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(status)
+	_, _ = w.Write(text) // whoever is gone asks again
 }
 
-type message struct {
-	Message string `json:"message"`
-}
-
-func write(w http.ResponseWriter, status int, body any) {
-	a, err := newAnswer(status, body)
-	if err != nil {
-		a = answer{status: http.StatusInternalServerError}
-	}
-	a.write(w)
-}
-
-func writeMessage(w http.ResponseWriter, status int, text string) { write(w, status, message{text}) }
-
-func writeRefusal(w http.ResponseWriter, err error) {
-	var no *Refusal
-	if !errors.As(err, &no) {
-		no = &Refusal{http.StatusBadRequest, err.Error()}
-	}
-	writeMessage(w, no.Status, no.Message)
-}
-
-func unavailable(w http.ResponseWriter, pause time.Duration, text string) {
-	seconds := max(1, int((pause+time.Second-1)/time.Second))
-	w.Header().Set("Retry-After", strconv.Itoa(seconds))
-	writeMessage(w, http.StatusServiceUnavailable, text)
-}
-
-// fingerprint tells two requests apart that come with the same key.
-func fingerprint(method, path string, body []byte) [sha256.Size]byte {
-	h := sha256.New()
-	fmt.Fprintf(h, "%s %s\n", method, path)
-	h.Write(body)
-	return [sha256.Size]byte(h.Sum(nil))
+// WriteMessage answers a request that is not for an effect with a message.
+func WriteMessage(w http.ResponseWriter, status int, text string) {
+	Write(w, status, map[string]string{"message": text})
 }

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/vextrus/saga-operator/pkg/participant"
 )
 
 const (
@@ -101,18 +103,17 @@ type fault struct {
 	err, hang, lose bool
 }
 
-// before does what is to be done wrong before the effect, and tells whether to go on.
-func (f fault) before(w http.ResponseWriter, r *http.Request) bool {
+// before does what is to be done wrong before the effect. After an error there is none.
+func (f fault) before(r *http.Request) error {
 	pause(r, f.delay)
 	if f.hang {
 		pause(r, maxHang)
 		panic(http.ErrAbortHandler) // closes the connection without an answer
 	}
 	if f.err {
-		writeMessage(w, http.StatusInternalServerError, "a fault was asked for")
-		return false
+		return participant.Refuse(http.StatusInternalServerError, "a fault was asked for")
 	}
-	return true
+	return nil
 }
 
 // pause gives the request up when the caller is gone or the server stops.
@@ -136,8 +137,8 @@ func (s *Service) postFaults(w http.ResponseWriter, r *http.Request) {
 		err = s.faults.set(f)
 	}
 	if err != nil {
-		writeMessage(w, http.StatusBadRequest, err.Error())
+		WriteMessage(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	write(w, http.StatusOK, f)
+	Write(w, http.StatusOK, f)
 }

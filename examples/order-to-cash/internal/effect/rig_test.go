@@ -10,13 +10,13 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/examples/order-to-cash/internal/effect"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+	"github.com/vextrus/saga-operator/pkg/participant"
 )
 
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
@@ -33,26 +33,28 @@ type rig struct {
 
 func start(t *testing.T) *rig {
 	t.Helper()
-	pool, err := pgxpool.New(t.Context(), throwaway.EmptyDatabase(t))
+	pool, err := effect.Connect(t.Context(), throwaway.EmptyDatabase(t), "rig", 4)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	r := &rig{Service: effect.New(pool, "rig", slog.New(slog.DiscardHandler)), t: t, pool: pool}
+	r := &rig{Service: effect.New(pool, "rig", nil, slog.New(slog.DiscardHandler)), t: t, pool: pool}
 	err = r.Setup(t.Context(), `CREATE TABLE IF NOT EXISTS rig.counts (id bigint GENERATED ALWAYS AS IDENTITY, order_id text, n int)`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Handle("POST /act/{order}", func(req *effect.Request) (effect.Effect, error) {
-		var in struct {
+	r.Action("POST /act/{order}", "act", func(req *participant.Request) (in effect.Intent, err error) {
+		var body struct {
 			Note string `json:"note"`
 		}
-		order, err := req.Order()
-		return effect.Effect{Verb: "act", Order: order, Status: http.StatusCreated, Do: r.act(order)}, errors.Join(err, req.Decode(&in))
+		in.Order, err = effect.Order(req)
+		in.Effect, in.Do = "count "+in.Order, r.act(in.Order)
+		return in, errors.Join(err, req.Decode(&body))
 	})
-	r.Handle("DELETE /act/{order}", func(req *effect.Request) (effect.Effect, error) {
-		order, err := req.Order()
-		return effect.Effect{Verb: "undo", Order: order, Status: http.StatusOK, Do: r.undo(order)}, err
+	r.Compensation("DELETE /act/{order}", "undo", func(req *participant.Request) (in effect.Intent, err error) {
+		in.Order, err = effect.Order(req)
+		in.Effect, in.Do = "count "+in.Order, r.undo(in.Order)
+		return in, err
 	})
 	server := httptest.NewServer(r)
 	t.Cleanup(server.Close)
@@ -60,27 +62,21 @@ func start(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) act(order string) func(context.Context, pgx.Tx) (effect.Result, error) {
-	return func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
-		if err := r.Act(ctx, tx, order); err != nil {
-			return effect.Result{}, err
-		}
+func (r *rig) act(order string) func(context.Context, pgx.Tx) (participant.Answer, error) {
+	return func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO rig.counts (order_id, n) VALUES ($1, 1) RETURNING id`, order).Scan(&id)
 		if err == nil && r.onAct != nil {
 			err = r.onAct(ctx)
 		}
-		return effect.Result{Changed: true, Body: map[string]int64{"id": id}}, err
+		return participant.Answer{Status: http.StatusCreated, Body: map[string]int64{"id": id}}, err
 	}
 }
 
-func (r *rig) undo(order string) func(context.Context, pgx.Tx) (effect.Result, error) {
-	return func(ctx context.Context, tx pgx.Tx) (effect.Result, error) {
-		done, err := r.Undo(ctx, tx, order)
-		if err == nil && done {
-			_, err = tx.Exec(ctx, `INSERT INTO rig.counts (order_id, n) VALUES ($1, -1)`, order)
-		}
-		return effect.Result{Changed: done, Body: map[string]bool{"undone": done}}, err
+func (r *rig) undo(order string) func(context.Context, pgx.Tx) (participant.Answer, error) {
+	return func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
+		_, err := tx.Exec(ctx, `INSERT INTO rig.counts (order_id, n) VALUES ($1, -1)`, order)
+		return participant.Answer{Body: map[string]bool{"undone": true}}, err
 	}
 }
 
@@ -136,18 +132,4 @@ func (r *rig) calls(key string) (c count) {
 		r.t.Fatal(err)
 	}
 	return c
-}
-
-// eventually polls until what holds.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	deadline, tick := time.After(15*time.Second), time.NewTicker(5*time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("never: %s", what)
-		}
-	}
 }

@@ -1,8 +1,5 @@
-// Package effect is what a participant of a saga needs besides its own business: every effect happens at most once per idempotency
-// key, and an effect that was undone before it arrived does not happen at all.
-//
-// The effect, its key and the stored answer commit in one transaction. There is no moment at which one of them is there without the
-// others, so there is nothing to repair after a crash.
+// Package effect is what the services of the example have besides pkg/participant, which keeps the promises of a participant: tables in a schema of their own, a log of calls, faults that are committed on purpose,
+// and pages to look at.
 package effect
 
 import (
@@ -17,30 +14,66 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/vextrus/saga-operator/pkg/idempotency"
+	"github.com/vextrus/saga-operator/pkg/participant"
 )
 
-// timeout bounds the work for one request. It is longer than the database's own timeouts, which give better messages.
-const timeout = 10 * time.Second
+const (
+	// timeout bounds the work for one request. It is longer than the database's own timeouts, which give better messages, and shorter than the attemptTimeout of the saga.
+	timeout = 10 * time.Second
+	maxBody = 64 << 10
+)
 
 // Service is one participant: its effects, and what there is to look at. It is an http.Handler.
 type Service struct {
+	// Participant is the service's way into pkg/participant, for work that is done later.
+	Participant *participant.Service
+
 	schema string
 	pool   *pgxpool.Pool
 	log    *slog.Logger
 	mux    *http.ServeMux
 	faults faults
-	gate   func(Effect) time.Duration
+	gate   func(order string) time.Duration
 	sql    statements
 }
 
-// New makes a service whose tables are in the schema. It answers GET /healthz, GET /calls, and GET and POST /admin/faults; the rest is
-// added by Handle and Look.
-func New(pool *pgxpool.Pool, schema string, log *slog.Logger) *Service {
-	s := &Service{schema: schema, pool: pool, log: log.With("service", schema), mux: http.NewServeMux(), sql: statementsFor(schema)}
-	s.mux.HandleFunc("GET /healthz", s.healthz)
-	s.mux.HandleFunc("GET /admin/faults", func(w http.ResponseWriter, _ *http.Request) { write(w, http.StatusOK, s.faults.get()) })
-	s.mux.HandleFunc("POST /admin/faults", s.postFaults)
-	s.Look("GET /calls", s.sql.calls)
+// Connect opens a pool on which the tables of a service are found first.
+func Connect(ctx context.Context, url, schema string, connections int32) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("the database URL of %s: %w", schema, err)
+	}
+	config.MaxConns = connections
+	config.ConnConfig.RuntimeParams["search_path"] = schema + ", public"
+	for name, value := range map[string]string{
+		"application_name": "order-to-cash " + schema, "statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "8s",
+	} {
+		if _, set := config.ConnConfig.RuntimeParams[name]; !set {
+			config.ConnConfig.RuntimeParams[name] = value
+		}
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("connecting %s to the database: %w", schema, err)
+	}
+	return pool, nil
+}
+
+// New makes a service whose tables are in the schema, on a pool of Connect. client is what calls back; nil is participant's own. The service answers GET /healthz, GET /calls, and GET and POST
+// /admin/faults; the rest is added by Action, Compensation, Look and Page.
+func New(pool *pgxpool.Pool, schema string, client *http.Client, log *slog.Logger) *Service {
+	const poll = 50 * time.Millisecond // it is a demonstration, and has a table of a few hundred rows
+	log = log.With("service", schema)
+	s := &Service{
+		Participant: participant.New(pool, participant.Options{MaxBody: maxBody, Timeout: timeout, Client: client, Poll: poll, Logger: log}),
+		schema:      schema, pool: pool, log: log, mux: http.NewServeMux(), sql: statementsFor(schema),
+	}
+	s.Page("GET /healthz", s.healthz)
+	s.Page("GET /admin/faults", func(w http.ResponseWriter, _ *http.Request) { Write(w, http.StatusOK, s.faults.get()) })
+	s.Page("POST /admin/faults", s.postFaults)
+	s.Look("GET /calls", s.sql.shown)
 	return s
 }
 
@@ -50,17 +83,17 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.Serv
 // Pool is the database of the service.
 func (s *Service) Pool() *pgxpool.Pool { return s.pool }
 
+// Log is the service's.
+func (s *Service) Log() *slog.Logger { return s.log }
+
 // Gate has every effect ask before it begins: a pause other than zero means that the service is not available, and that the caller
 // should try again after it. To be set before the first request.
-func (s *Service) Gate(gate func(Effect) time.Duration) { s.gate = gate }
-
-// Admin adds a handler for operating the service.
-func (s *Service) Admin(pattern string, h http.HandlerFunc) { s.mux.HandleFunc(pattern, h) }
+func (s *Service) Gate(gate func(order string) time.Duration) { s.gate = gate }
 
 // SetFaults replaces the faults that the service commits.
 func (s *Service) SetFaults(f Faults) error { return s.faults.set(f) }
 
-// Setup creates the schema, the tables of this package and those of the service, where they are missing. ddl is any number of
+// Setup creates the schema, the tables of pkg/participant, the log of calls and the tables of the service, where they are missing. ddl is any number of
 // statements that may run again. Several processes may call it at once.
 func (s *Service) Setup(ctx context.Context, ddl string) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
@@ -68,8 +101,12 @@ func (s *Service) Setup(ctx context.Context, ddl string) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('order-to-cash', 0))`); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, s.sql.setup+ddl)
-		return err
+		for _, sql := range []string{"CREATE SCHEMA IF NOT EXISTS " + pgx.Identifier{s.schema}.Sanitize(), participant.Schema, s.sql.setup, ddl} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("creating the schema %s: %w", s.schema, err)
@@ -77,11 +114,36 @@ func (s *Service) Setup(ctx context.Context, ddl string) error {
 	return nil
 }
 
+// Run removes answers whose time is over, until ctx is done. Any number of processes may.
+func (s *Service) Run(ctx context.Context) error {
+	const every, atOnce = time.Hour, 1000
+	keys := idempotency.NewPostgres(s.pool, idempotency.Options{})
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		n, err := keys.Sweep(ctx, atOnce)
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("old answers stay for now", "error", err)
+		}
+		if n == atOnce {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Page adds a handler for something else than an effect.
+func (s *Service) Page(pattern string, h http.HandlerFunc) { s.mux.HandleFunc(pattern, h) }
+
 // Look adds a page that shows what a query returns: one value, JSON as text. A wildcard {order} in the pattern is the query's $1. No row
 // is 404.
 func (s *Service) Look(pattern, query string) {
 	byOrder := strings.Contains(pattern, "{order}")
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+	s.Page(pattern, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
 		var args []any
@@ -92,22 +154,23 @@ func (s *Service) Look(pattern, query string) {
 		err := s.pool.QueryRow(ctx, query, args...).Scan(&found)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
-			writeMessage(w, http.StatusNotFound, "there is none")
+			WriteMessage(w, http.StatusNotFound, "there is none")
 		case err != nil:
 			s.log.Error("looking something up failed", "path", r.URL.Path, "error", err)
-			writeMessage(w, http.StatusInternalServerError, "the database did not answer")
+			WriteMessage(w, http.StatusInternalServerError, "the database did not answer")
 		default:
-			write(w, http.StatusOK, json.RawMessage(found))
+			Write(w, http.StatusOK, json.RawMessage(found))
 		}
 	})
 }
 
 func (s *Service) healthz(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	const patience = 2 * time.Second
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
 	if err := s.pool.Ping(ctx); err != nil {
-		writeMessage(w, http.StatusServiceUnavailable, "the database does not answer")
+		WriteMessage(w, http.StatusServiceUnavailable, "the database does not answer")
 		return
 	}
-	write(w, http.StatusOK, map[string]string{"status": "ok"})
+	Write(w, http.StatusOK, map[string]string{"status": "ok"})
 }

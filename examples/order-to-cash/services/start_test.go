@@ -1,0 +1,106 @@
+package services_test
+
+import (
+	"encoding/json"
+	"encoding/pem"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/vextrus/saga-operator/examples/order-to-cash/services"
+	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+)
+
+// api is the operator's API, as far as orders need it: it makes a saga of each name once.
+type api struct {
+	mu    sync.Mutex
+	lose  int // so many answers get lost
+	made  []string
+	asked int
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if r.Method != http.MethodPost {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	var saga struct{ Metadata struct{ Name string } }
+	if err := json.NewDecoder(r.Body).Decode(&saga); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	a.asked++
+	if !slices.Contains(a.made, saga.Metadata.Name) { // by its idempotency key, or by its name
+		a.made = append(a.made, saga.Metadata.Name)
+	}
+	if a.lose > 0 {
+		a.lose--
+		panic(http.ErrAbortHandler)
+	}
+	w.WriteHeader(http.StatusCreated)
+}
+
+func (a *api) sagas() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.made)
+}
+
+func TestAnOrderStartsItsSagaByItselfAlsoWhenTheOperatorIsAway(t *testing.T) {
+	t.Parallel()
+	a := &api{lose: 2}
+	server := httptest.NewUnstartedServer(a)
+	address := server.Listener.Addr().String()
+	_ = server.Listener.Close() // it is away
+	certified := httptest.NewTLSServer(http.NotFoundHandler())
+	defer certified.Close()
+	dir := t.TempDir()
+	ca, token := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
+	for file, text := range map[string][]byte{ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw}), token: []byte("t")} {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := startWith(t, services.Options{
+		DatabaseURL: throwaway.EmptyDatabase(t),
+		Operator:    &services.Operator{URL: "https://" + address, CAFile: ca, TokenFile: token, Namespace: "shop"},
+	})
+	r.do("1", "place")
+	r.do("2", "place")
+	at := r.URLs().Orders
+	r.check(r.send("PUT", at+"/orders/3", "k", r.step("3", "place").body).Status, 400) // not a saga
+	r.eventually("somebody has found out that it is away", func() bool {
+		var n int
+		err := r.Pool().QueryRow(t.Context(), `SELECT count(*) FROM outbox_readers WHERE error IS NOT NULL`).Scan(&n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	})
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Listener = l
+	server.StartTLS()
+	defer server.Close()
+	r.eventually("both sagas are there", func() bool { return len(a.sagas()) == 2 })
+	r.do("4", "place")
+	r.eventually("the third one, too", func() bool { return len(a.sagas()) == 3 })
+	made := a.sagas()
+	slices.Sort(made)
+	r.check(made, []string{"order-1", "order-2", "order-4"})
+	r.eventually("it is asked again where the answer got lost", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.asked >= 5
+	})
+	r.check(len(a.sagas()), 3)
+}
