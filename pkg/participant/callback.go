@@ -7,10 +7,29 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
+
+// checkCallback says what is wrong with where a request wants to be answered. What is called is the URL itself, so it is compared as a URL, and not as a text.
+func (s *Service) checkCallback(callback string) error {
+	if callback == "" || len(s.Operators) == 0 {
+		return nil
+	}
+	at, err := url.Parse(callback)
+	if err == nil && at.User == nil {
+		for _, operator := range s.Operators {
+			base, err := url.Parse(operator)
+			if err == nil && base.Scheme == at.Scheme && base.Host == at.Host && strings.HasPrefix(at.Path, strings.TrimSuffix(base.Path, "/")+"/") {
+				return nil
+			}
+		}
+	}
+	return errors.New("the header Saga-Callback leads to nobody whom this service calls back")
+}
 
 // telling is an outcome that somebody is to be told.
 type telling struct {

@@ -180,6 +180,9 @@ func (s *Service) read(w http.ResponseWriter, hr *http.Request) (*Request, error
 	if r.Key == "" {
 		return r, errors.New("the header " + idempotency.HeaderKey + " is missing")
 	}
+	if err := s.checkCallback(r.Callback); err != nil {
+		return r, err
+	}
 	if s.Realm != nil {
 		if r.Realm, err = s.Realm(hr); err != nil {
 			return r, &Refusal{http.StatusUnauthorized, err.Error()}

@@ -82,6 +82,9 @@ type Options struct {
 	Timeout time.Duration
 	// TTL is how long answers are kept; 0 is idempotency.DefaultTTL. It has to be longer than the operator goes on trying.
 	TTL time.Duration
+	// Operators are the base URLs under which callbacks are posted, such as https://saga-operator-api.saga-system.svc; a request with another Saga-Callback is answered with 400. Where it is
+	// empty any URL is called: then only the operator may be able to reach the service, or somebody has it call what they cannot reach themselves.
+	Operators []string
 	// Client posts callbacks; nil is one that follows no redirects and gives up after 10 s.
 	Client *http.Client
 	// Poll is how often work and callbacks are looked for that are due; 0 is 250 ms.

@@ -3,6 +3,7 @@ package participant_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -195,4 +196,16 @@ func TestACompensationWithdrawsWorkThatIsNotDone(t *testing.T) {
 	}
 	r.answers(201, "DELETE", "/later/2", "c2", "") // this one was done, and is undone
 	r.is("2", 0)
+}
+
+func TestNobodyButTheOperatorIsCalledBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, participant.Options{Operators: []string{"https://operator.example:8443/base/"}})
+	for i, callback := range []string{
+		"http://169.254.169.254/latest", "https://operator.example/base/x", "http://operator.example:8443/base/x", "https://operator.example:8443.evil.example/base/x",
+		"https://operator.example:8443@evil.example/base/x", "https://operator.example:8443/other/x", "https://operator.example:8443/base", "://", "//operator.example:8443/base/x",
+	} {
+		r.answers(400, "POST", fmt.Sprint("/later/", i), "a", `{}`, "Saga-Callback", callback)
+	}
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", "https://operator.example:8443/base/v1/callbacks/x")
 }
