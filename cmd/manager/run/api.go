@@ -57,7 +57,7 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	if err != nil {
 		return err
 	}
-	keys := idempotency.NewPostgres(pool, idempotency.Options{})
+	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease})
 	ops, err := operations.New(operations.Options{
 		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: decider, Callbacks: &engine.Callbacks{Store: store},
 		Watches: c.watches, Logger: log, Metrics: metrics.Registry,
@@ -75,6 +75,10 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	}
 	return errors.Join(mgr.Add(api), mgr.Add(&sweeper{keys: keys, log: log}))
 }
+
+// apiLease is how long the key of a request is held whose process was killed. It is longer than a request may take (server.Limits.Timeout), and short, because whoever asks again waits for it; a
+// saga that was created before is known again by its object.
+const apiLease = 25 * time.Second
 
 const (
 	// sweepBatch is how many expired keys are removed at once.

@@ -162,9 +162,9 @@ func (o Options) withDefaults() (Options, error) {
 
 // The pauses between attempts at one message. A saga that cannot be started for many hours is a dead letter, for a person.
 const (
-	attempts     = 100
+	attempts     = 5000
 	firstBackoff = 200 * time.Millisecond
-	longest      = 5 * time.Minute
+	longest      = 10 * time.Second // a request whose operator was killed holds its key for half a minute, and the order waits for that
 )
 
 // publish has orders start sagas, and tell whoever wants to know what happens to them.
