@@ -9,6 +9,8 @@ import (
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vextrus/saga-operator/internal/operations"
 )
 
 // reads are the operations that only look; decides needs a right of its own. All others change something.
@@ -218,5 +220,25 @@ func TestWhatHappensInAnotherNamespaceIsNotReadByItsUID(t *testing.T) {
 	a := r.do(call{method: "GET", path: "/v1/namespaces/elsewhere/sagas/order-1/history?uid=" + secret, token: token})
 	if a.status != http.StatusForbidden {
 		t.Errorf("in its own namespace: %d %s", a.status, a.body)
+	}
+}
+
+func TestAKeptAnswerIsNotGivenToWhoHasLostTheRight(t *testing.T) {
+	t.Parallel()
+	access := &revocable{}
+	r := newRig(t, func(o *operations.Options, _ *Options) { access.Access, o.Access = o.Access, access })
+	c := call{method: "POST", path: sagas, token: r.editor(), header: key("k-1"), body: manifest("order-1")}
+	for range 2 {
+		if a := r.do(c); a.status != http.StatusCreated {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	access.taken.Store(true)
+	if a := r.do(c); a.status != http.StatusForbidden || strings.Contains(string(a.body), "spec") {
+		t.Errorf("without the right: %d %s", a.status, a.body)
+	}
+	access.taken.Store(false)
+	if a := r.do(c); a.status != http.StatusCreated || a.header.Get("Idempotency-Replayed") != "true" { // and the refusal was not kept
+		t.Errorf("with the right again: %d %s", a.status, a.body)
 	}
 }

@@ -268,7 +268,7 @@ func TestStoppingEndsThoseWhoFollow(t *testing.T) {
 	token := r.editor()
 	r.create(token, "order-1")
 	f := r.follow(token, "order-1", "")
-	r.ok(r.server.stop(context.Background(), &http.Server{}))
+	r.server.stop(context.Background(), &http.Server{})
 	for {
 		if _, ok := f.next(); !ok {
 			break

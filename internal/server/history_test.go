@@ -216,15 +216,18 @@ func TestWhoFollowsGetsEachEventOnceAcrossReconnects(t *testing.T) {
 
 func TestWhoFollowsHearsThatTheConnectionIsAlive(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(_ *operations.Options, o *Options) {
-		o.Limits.Heartbeat, o.Limits.ReadTimeout, o.Limits.WriteTimeout, o.Limits.Timeout = 10*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond, 100*time.Millisecond
-	})
-	token := r.editor()
-	r.create(token, "order-1")
-	f := r.follow(token, "order-1", "")
-	for range 50 { // for longer than any other request may take
-		if e, ok := f.next(); !ok || e.event != "comment" {
-			t.Fatalf("received %+v, %v", e, ok)
+	for _, http2 := range []bool{false, true} {
+		r := newRig(t, func(_ *operations.Options, o *Options) {
+			o.Limits.Heartbeat, o.Limits.ReadTimeout, o.Limits.WriteTimeout, o.Limits.Timeout = 10*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond, 100*time.Millisecond
+		})
+		r.speak(http2)
+		token := r.editor()
+		r.create(token, "order-1")
+		f := r.follow(token, "order-1", "")
+		for range 50 { // for longer than any other request may take
+			if e, ok := f.next(); !ok || e.event != "comment" {
+				t.Fatalf("received %+v, %v", e, ok)
+			}
 		}
 	}
 }

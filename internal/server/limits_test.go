@@ -238,3 +238,14 @@ func TestWithoutANetworkTheServerIsAHandler(t *testing.T) {
 		t.Errorf("%d %.300s", w.Code, w.Body)
 	}
 }
+
+func TestWhoIsTurnedAwayDoesNotWaitLongerForHavingAsked(t *testing.T) {
+	t.Parallel()
+	r := newRates(0.5)
+	r.take("ada")
+	for range 20 {
+		if wait := r.take("ada"); wait <= 0 || wait > 2*time.Second {
+			t.Fatalf("there is a token in %s", wait)
+		}
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"mime"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/vextrus/saga-operator/internal/operations"
 )
@@ -55,8 +54,6 @@ func (o *operation) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 		p.write(w)
 		return
 	}
-	// From here on a deadline for reading would only take a connection for dead whose client waits.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	r = r.WithContext(ctx)
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	o.handler.ServeHTTP(w, r)

@@ -130,13 +130,21 @@ func (r *rig) start(how ...setup) {
 	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	r.ok(err)
 	r.base = "https://" + l.Addr().String()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
-	r.http = &http.Client{Transport: transport, Timeout: patience}
+	r.speak(true)
 	r.background(func(ctx context.Context) {
 		if err := r.server.Serve(ctx, l); err != nil {
 			r.Errorf("serving: %v", err)
 		}
 	})
+}
+
+// speak makes a client that speaks HTTP/2 or only HTTP/1.1.
+func (r *rig) speak(http2 bool) {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetHTTP2(http2)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: protocols}
+	r.http = &http.Client{Transport: transport, Timeout: patience}
 	r.Cleanup(transport.CloseIdleConnections)
 }
 

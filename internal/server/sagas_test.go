@@ -82,6 +82,9 @@ func TestAKeyIsGoodForOneSagaOfOneUser(t *testing.T) {
 	if a := send(ada, "order-2"); a.status != http.StatusUnprocessableEntity || a.problem(t).Reason != "KeyReused" {
 		t.Errorf("another saga with the key: %d %s", a.status, a.body)
 	}
+	if a := r.do(call{method: "POST", path: sagas, token: ada, header: key("k-2"), body: manifest("order-1")}); a.status != http.StatusConflict {
+		t.Errorf("the same saga with another key: %d %s", a.status, a.body)
+	}
 	for range 2 { // the definite no is kept
 		if a := send(grace, "order-1"); a.status != http.StatusConflict || a.problem(t).Reason != "AlreadyExists" {
 			t.Errorf("the same saga by somebody else: %d %s", a.status, a.body)

@@ -146,16 +146,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	var watching error
+	watched := make(chan error, 1)
 	wg.Go(func() {
-		if watching = keepUp(ctx); watching != nil {
-			cancel()
-		}
+		defer cancel() // without its certificate the API does not go on
+		watched <- keepUp(ctx)
 	})
-	stopped := make(chan error, 1)
 	wg.Go(func() {
 		<-ctx.Done()
-		stopped <- s.stop(context.WithoutCancel(ctx), srv)
+		s.stop(context.WithoutCancel(ctx), srv)
 	})
 	s.log.Info("serving the API", "address", l.Addr().String(), "tls", !s.options.InsecureHTTP)
 	var err error
@@ -167,11 +165,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving the API: %w", err)
 	}
-	return errors.Join(<-stopped, watching)
+	return <-watched
 }
 
 // stop lets requests under way end, and has those go who follow.
-func (s *Server) stop(ctx context.Context, srv *http.Server) error {
+func (s *Server) stop(ctx context.Context, srv *http.Server) {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	ctx, cancel := context.WithTimeout(ctx, stopPatience)
 	defer cancel()
@@ -179,5 +177,4 @@ func (s *Server) stop(ctx context.Context, srv *http.Server) error {
 		s.log.Warn("requests to the API were cut off", "error", err)
 		_ = srv.Close()
 	}
-	return nil
 }

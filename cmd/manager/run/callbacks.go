@@ -42,7 +42,7 @@ func checkCallbackURL(base string) error {
 	}
 	u, err := url.Parse(base)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return fmt.Errorf("--callback-url %q is not the base URL of the HTTP API, such as https://saga-operator-api.saga-operator-system.svc:8443", base)
+		return fmt.Errorf("--callback-url %q is not the base URL of the HTTP API, such as https://saga-operator-api.saga-system.svc", base)
 	}
 	return nil
 }
