@@ -26,7 +26,7 @@ WITH_POSTGRES := $(GO) run ./internal/postgres/throwaway/cmd/throwaway-postgres 
 ##@ Try it
 
 .PHONY: demo
-demo: ## Run three orders through real services: one completes, one rolls back, one waits and completes
+demo: ## Have 30 orders placed in a shop: some go through, some fail at each step, and all of it adds up
 	@KUBEBUILDER_ASSETS="$(ASSETS)" $(GO) run ./examples/order-to-cash/demo
 
 .PHONY: dev
@@ -45,7 +45,7 @@ test-postgres-18: ## Run the tests that talk to PostgreSQL on version 18, fetche
 
 .PHONY: test-chaos
 test-chaos: ## Run the chaos tests in their long form: more rounds, longer outages
-	KUBEBUILDER_ASSETS="$(ASSETS)" CHAOS=long $(GO) test -race -count=1 -timeout 60m -v ./test/chaos/...
+	KUBEBUILDER_ASSETS="$(ASSETS)" CHAOS=long $(GO) test -race -count=1 -p 1 -timeout 60m -v ./test/chaos/... ./examples/order-to-cash/chaos/...
 
 .PHONY: test-order
 test-order: ## Run the tests of the order of all events, and of contention, in their long form

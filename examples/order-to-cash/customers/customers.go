@@ -19,17 +19,15 @@ type Kind string
 
 // The kinds: one that goes through, and one for each step of the saga at which an order can fail.
 const (
-	GoesThrough  Kind = "goes through"
-	Withdrawn    Kind = "is withdrawn by its customer"       // refused at accept-order, where the customer is faster
-	OutOfStock   Kind = "is out of stock"                    // at reserve-stock
-	Declined     Kind = "has a card that is declined"        // at authorize
-	NoCarrier    Kind = "goes where no carrier goes"         // at print-label
-	Expires      Kind = "waits for too long, and expires"    // at commit-stock
-	FailsLater   Kind = "is declined when money is captured" // at capture, by a callback
-	NoBooks      Kind = "is in a currency without books"     // at invoice
-	TooLarge     Kind = "is too large a parcel to pick up"   // at pick-up
-	undetermined      = Withdrawn                            // whose end nobody can know
-	waits             = Expires                              // for shipping
+	GoesThrough Kind = "goes through"
+	Withdrawn   Kind = "is withdrawn by its customer"       // refused at accept-order, where the customer is faster
+	OutOfStock  Kind = "is out of stock"                    // at reserve-stock
+	Declined    Kind = "has a card that is declined"        // at authorize
+	NoCarrier   Kind = "goes where no carrier goes"         // at print-label
+	Expires     Kind = "waits for too long, and expires"    // at commit-stock
+	FailsLater  Kind = "is declined when money is captured" // at capture, by a callback
+	NoBooks     Kind = "is in a currency without books"     // at invoice
+	TooLarge    Kind = "is too large a parcel to pick up"   // at pick-up
 )
 
 // Kinds are all of them.
@@ -55,7 +53,7 @@ func (o *Order) Ends() []string {
 	switch o.Kind {
 	case GoesThrough:
 		return []string{"fulfilled"}
-	case undetermined:
+	case Withdrawn: // whoever is faster, the customer or the saga
 		return []string{"fulfilled", "cancelled"}
 	default:
 		return []string{"cancelled"}
@@ -64,7 +62,7 @@ func (o *Order) Ends() []string {
 
 // DelaysShipping tells how many requests for its label shipping has to turn away, so that the order becomes what it is.
 func (o *Order) DelaysShipping() int {
-	if o.Kind == waits {
+	if o.Kind == Expires {
 		return 2
 	}
 	return 0

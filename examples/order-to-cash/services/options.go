@@ -160,7 +160,7 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// The pauses between attempts at one message. A saga that cannot be started for many hours is a dead letter, for a person.
+// The pauses between attempts at one message. An API that is away costs none of them; a saga that cannot be started for many hours although others can is a dead letter, for a person.
 const (
 	attempts     = 5000
 	firstBackoff = 200 * time.Millisecond

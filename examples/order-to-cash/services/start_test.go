@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -53,21 +54,28 @@ func (a *api) sagas() []string {
 	return slices.Clone(a.made)
 }
 
+// credentials are files with the certificate of test servers, and with a token.
+func credentials(t *testing.T) (ca, token string) {
+	t.Helper()
+	certified := httptest.NewTLSServer(http.NotFoundHandler())
+	defer certified.Close()
+	dir := t.TempDir()
+	ca, token = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
+	for file, text := range map[string][]byte{ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw}), token: []byte("t")} {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return ca, token
+}
+
 func TestAnOrderStartsItsSagaByItselfAlsoWhenTheOperatorIsAway(t *testing.T) {
 	t.Parallel()
 	a := &api{lose: 2}
 	server := httptest.NewUnstartedServer(a)
 	address := server.Listener.Addr().String()
 	_ = server.Listener.Close() // it is away
-	certified := httptest.NewTLSServer(http.NotFoundHandler())
-	defer certified.Close()
-	dir := t.TempDir()
-	ca, token := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
-	for file, text := range map[string][]byte{ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw}), token: []byte("t")} {
-		if err := os.WriteFile(file, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	ca, token := credentials(t)
 	r := startWith(t, services.Options{
 		DatabaseURL: throwaway.EmptyDatabase(t),
 		Operator:    &services.Operator{URL: "https://" + address, CAFile: ca, TokenFile: token, Namespace: "shop"},
@@ -103,4 +111,46 @@ func TestAnOrderStartsItsSagaByItselfAlsoWhenTheOperatorIsAway(t *testing.T) {
 		return a.asked >= 5
 	})
 	r.check(len(a.sagas()), 3)
+}
+
+func TestPaymentsCallsNobodyBackButTheOperator(t *testing.T) {
+	t.Parallel()
+	ca, token := credentials(t)
+	const url = "https://127.0.0.1:1"
+	r := startWith(t, services.Options{
+		DatabaseURL: throwaway.EmptyDatabase(t), Only: []string{services.Payments},
+		Operator: &services.Operator{URL: url, CAFile: ca, TokenFile: token, Namespace: "shop"},
+	})
+	r.do("1", "authorize")
+	for callback, status := range map[string]int{
+		"https://127.0.0.1:2/v1/callbacks/x": 400, "http://169.254.169.254/": 400, url + ".example.com/v1/callbacks/x": 400, url + "/v1/callbacks/x": 202,
+	} {
+		if got := r.later("1", "k-"+strconv.Itoa(status), callback); got.Status != status {
+			t.Errorf("%s: %v", callback, got)
+		}
+	}
+}
+
+func TestOptionsThatCannotBeAreRefused(t *testing.T) {
+	t.Parallel()
+	ca, token := credentials(t)
+	api := services.Operator{URL: "https://127.0.0.1:1", CAFile: ca, TokenFile: token, Namespace: "shop"}
+	http, noCA := api, api
+	http.URL, noCA.CAFile = "http://127.0.0.1:1", token
+	dsn := throwaway.EmptyDatabase(t)
+	for name, o := range map[string]services.Options{
+		"no database":              {},
+		"a service nobody knows":   {DatabaseURL: dsn, Only: []string{"payment"}},
+		"a service twice":          {DatabaseURL: dsn, Only: []string{"orders", "orders"}},
+		"an API without TLS":       {DatabaseURL: dsn, Operator: &http},
+		"a CA that is none":        {DatabaseURL: dsn, Operator: &noCA},
+		"sagas to who knows where": {DatabaseURL: dsn, Only: []string{"orders"}, Operator: &api},
+		"a limit that is no money": {DatabaseURL: dsn, PaymentsLimit: "much"},
+	} {
+		s, err := services.Start(t.Context(), o)
+		if err == nil {
+			t.Errorf("%s was taken", name)
+			_ = s.Stop(t.Context())
+		}
+	}
 }

@@ -28,8 +28,9 @@ const (
 	Namespace = "shop"
 	// System is where the operator is.
 	System = "saga-system"
-	// Operator is the name of the operator's process; the others are named as the services, or Services where they are one.
+	// Operator is the name of the operator's process. The others are named as the services.
 	Operator = "operator"
+	// Services is the name of the services' process where they are one.
 	Services = "services"
 	// connections is how many each service has to the database.
 	connections = 6
