@@ -91,7 +91,8 @@ func because(f *saga.Failure) string {
 func parkedMessage(v view) string {
 	p := v.state.Parked
 	what := clip(fmt.Sprintf("The compensation of step %q failed for good: %s", p.Step, text(p.Message, p.Reason)), maxConditionMessage/2)
-	return what + ". The saga is parked: undo by hand what is left of it." + byHand(v)
+	const decide = ". The saga is parked until somebody decides, by POST …/v1/namespaces/%s/sagas/%s/decide of the operator's API: Retry when the cause is mended, MarkCompensated when it was undone by hand, or Skip."
+	return what + fmt.Sprintf(decide, v.namespace, v.name) + byHand(v)
 }
 
 func problemAdvice(v view) string {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,15 +69,15 @@ func (c *apiClient) do(method, path, body string, header ...string) (int, []byte
 	return res.StatusCode, answer, err
 }
 
-// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given.
+// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, and to a decision.
 func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
-	participants := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"id":"1"}`) }))
-	t.Cleanup(participants.Close)
 	address := freeAddress(t)
+	participants := httptest.NewServer(newLateService(t))
+	t.Cleanup(participants.Close)
 	log := &lockedBuffer{}
 	stop := operatorProcess(t, log, throwaway.Database(t), "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--health-address=0",
-		"--metrics-address=0", "--api-bind-address="+address, "--egress-allow=127.0.0.0/8", "--log-format=text")
+		"--metrics-address=0", "--api-bind-address="+address, "--callback-url=https://"+address, "--egress-allow=127.0.0.0/8", "--log-format=text")
 	c := &apiClient{T: t, base: "https://" + address, token: starter(t, kubernetes)}
 	c.http = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	defer func() {
@@ -84,14 +85,7 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 			t.Errorf("the operator ended: %v; its log, in which nothing should be forbidden, and no token:\n%s", err, log)
 		}
 	}()
-	manifest := fmt.Sprintf(`{"metadata":{"name":"order-1042"},"spec":{"steps":[{"name":"reserve","http":{"method":"POST","url":%q}}]}}`, participants.URL)
-	eventually(t, func() error {
-		status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas", manifest, "Content-Type", "application/json", "Idempotency-Key", "order-1042")
-		if err == nil && status != http.StatusCreated {
-			err = fmt.Errorf("answered with %d %s", status, answer)
-		}
-		return err
-	})
+	c.start("order-1042", fmt.Sprintf(`{"name":"reserve","http":{"method":"POST","url":"%s/reserve"}}`, participants.URL))
 	status, events, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042/history", "", "Accept", "text/event-stream")
 	if err != nil || status != http.StatusOK {
 		t.Fatalf("following: %d %s, %v", status, events, err)
@@ -99,26 +93,107 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 	if text := string(events); !strings.Contains(text, "event: SagaStarted") || strings.Count(text, "event: SagaCompleted") != 1 || !strings.Contains(text, "system:serviceaccount:shop:starter") {
 		t.Errorf("what was followed:\n%s", text)
 	}
-	eventually(t, func() error {
-		_, answer, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042", "")
+	c.ends("order-1042", "Completed")
+	if status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas/order-1042/cancel", ""); status != http.StatusConflict || !bytes.Contains(answer, []byte("Finished")) {
+		t.Errorf("cancelling afterwards: %d %s, %v", status, answer, err)
+	}
+	c.answersLater(participants.URL)
+	c.decides(participants.URL)
+}
+
+// answersLater has a participant accept a step and say by callback what became of it.
+func (c *apiClient) answersLater(participant string) {
+	c.Helper()
+	c.start("order-1043", fmt.Sprintf(`{"name":"capture","http":{"method":"POST","url":"%[1]s/later","completion":"Callback","callbackTimeout":"10m"},"output":{"id":"${response.body.id}"}},
+		{"name":"say","http":{"method":"POST","url":"%[1]s/say","body":{"id":"${steps.capture.output.id}"}}}`, participant))
+	c.ends("order-1043", "Completed")
+}
+
+// decides parks a saga, because its undo is refused once, and has a person decide that it is tried again.
+func (c *apiClient) decides(participant string) {
+	c.Helper()
+	c.start("order-1044", fmt.Sprintf(`{"name":"charge","http":{"method":"POST","url":"%[1]s/charge"},"compensation":{"http":{"method":"POST","url":"%[1]s/refused-once"}}},
+		{"name":"ship","http":{"method":"POST","url":"%[1]s/refused"}}`, participant))
+	c.ends("order-1044", "CompensationFailed")
+	status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas/order-1044/decide", `{"step":"charge","verdict":"Retry","reason":"payments is mended"}`, "Content-Type", "application/json")
+	if err != nil || status != http.StatusOK {
+		c.Fatalf("deciding: %d %s, %v", status, answer, err)
+	}
+	c.ends("order-1044", "Compensated")
+	_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
+	if err != nil || !bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is mended")) {
+		c.Errorf("the history does not say who decided, and why: %s, %v", history, err)
+	}
+}
+
+// start creates a saga as soon as the operator answers.
+func (c *apiClient) start(name, steps string) {
+	c.Helper()
+	manifest := fmt.Sprintf(`{"metadata":{"name":%q},"spec":{"steps":[%s]}}`, name, steps)
+	eventually(c.T, func() error {
+		status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas", manifest, "Content-Type", "application/json", "Idempotency-Key", name)
+		if err == nil && status != http.StatusCreated {
+			err = fmt.Errorf("answered with %d %s", status, answer)
+		}
+		return err
+	})
+}
+
+// ends waits until a saga is in a phase.
+func (c *apiClient) ends(name, phase string) {
+	c.Helper()
+	eventually(c.T, func() error {
+		_, answer, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/"+name, "")
 		var s struct{ Status struct{ Phase string } }
 		if err == nil {
 			err = json.Unmarshal(answer, &s)
 		}
-		if err == nil && s.Status.Phase != "Completed" {
+		if err == nil && s.Status.Phase != phase {
 			err = fmt.Errorf("it is %s", answer)
 		}
 		return err
 	})
-	if status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas/order-1042/cancel", ""); status != http.StatusConflict || !bytes.Contains(answer, []byte("Finished")) {
-		t.Errorf("cancelling afterwards: %d %s, %v", status, answer, err)
-	}
+}
+
+// newLateService does everything at once, but for /later, which is accepted and answered by callback, /refused, and /refused-once, by path.
+func newLateService(t *testing.T) http.Handler {
+	var refused atomic.Bool
+	back := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"id":"1"}`) })
+	mux.HandleFunc("/refused", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusConflict) })
+	mux.HandleFunc("/refused-once", func(w http.ResponseWriter, _ *http.Request) {
+		if refused.CompareAndSwap(false, true) {
+			w.WriteHeader(http.StatusConflict)
+		}
+	})
+	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) { // the callback comes before the 202
+		req, err := http.NewRequestWithContext(r.Context(), http.MethodPost, r.Header.Get("Saga-Callback"), strings.NewReader(`{"outcome":"Succeeded","body":{"id":"capture-7"}}`))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := back.Do(req)
+		if err != nil || res.StatusCode != http.StatusNoContent {
+			t.Errorf("the callback was answered with %v, %v", res, err)
+		} else {
+			_ = res.Body.Close()
+		}
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("/say", func(_ http.ResponseWriter, r *http.Request) {
+		if body, err := io.ReadAll(r.Body); err != nil || string(body) != `{"id":"capture-7"}` {
+			t.Errorf("the next step was told %s, %v", body, err)
+		}
+	})
+	return mux
 }
 
 // starter is the token of somebody who may start sagas in the namespace shop.
 func starter(t *testing.T, kubernetes *cluster.Cluster) string {
 	t.Helper()
-	for _, file := range []string{"saga_viewer_role.yaml", "saga_editor_role.yaml"} {
+	for _, file := range []string{"saga_viewer_role.yaml", "saga_editor_role.yaml", "saga_decider_role.yaml"} {
 		manifest, err := os.ReadFile("../../../config/rbac/" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -130,7 +205,7 @@ func starter(t *testing.T, kubernetes *cluster.Cluster) string {
 	if _, err := kubernetes.ServiceAccount(t.Context(), "shop", "starter"); err != nil {
 		t.Fatal(err)
 	}
-	for _, role := range []string{"saga-viewer", "saga-editor"} {
+	for _, role := range []string{"saga-viewer", "saga-editor", "saga-decider"} {
 		binding := fmt.Sprintf(`{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: %[1]s, namespace: shop},
 			roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s}, subjects: [{kind: ServiceAccount, name: starter, namespace: shop}]}`, role)
 		if err := kubernetes.Apply(t.Context(), []byte(binding)); err != nil {

@@ -13,11 +13,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/vextrus/saga-operator/internal/cqrs"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
 	"github.com/vextrus/saga-operator/internal/eventstore/storetest"
 	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
+	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
 
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
@@ -238,9 +240,34 @@ func TestARoleThatCannotChangeEventsSuffices(t *testing.T) {
 	if events, err := store.Load(t.Context(), "s-1", 1, 10); err != nil || len(events) != 4 {
 		t.Errorf("%d events, %v", len(events), err)
 	}
+	usesEverythingElse(t, pool, store, uid)
 	for _, sql := range []string{`UPDATE event_store SET type = 'x'`, `DELETE FROM event_store`, `TRUNCATE event_store`, `UPDATE outbox_events SET type = 'x'`, `DELETE FROM streams`} {
 		if _, err := pool.Exec(t.Context(), sql); err == nil {
 			t.Errorf("%s was allowed", sql)
 		}
+	}
+}
+
+// usesEverythingElse does what the operator does besides appending, with the rights that it has.
+func usesEverythingElse(t *testing.T, pool *pgxpool.Pool, store *storepg.Store, uid uuid.UUID) {
+	t.Helper()
+	ctx := t.Context()
+	callback := eventstore.Callback{TokenHash: [32]byte{1}, UID: uid, Step: "pay", Direction: "action", Attempt: 1, ExpiresAt: time.Now().Add(time.Hour)}
+	_, noAnswer := store.PutAnswer(ctx, eventstore.Answer{UID: uid, Step: "pay", Direction: "action", Response: json.RawMessage(`{}`)})
+	err := errors.Join(noAnswer, store.PutCallback(ctx, callback), store.Nudge(ctx, uid))
+	if found, lookUp := store.Callback(ctx, callback.TokenHash); lookUp != nil || found.UID != uid {
+		err = errors.Join(err, lookUp)
+	}
+	_, taken := store.TakeAnswered(ctx, 10)
+	keys := idempotency.NewPostgres(pool, idempotency.Options{})
+	begun, claimed := keys.Begin(ctx, idempotency.Key{Key: "k-1"}, idempotency.Fingerprint{})
+	if err = errors.Join(err, taken, claimed); err != nil {
+		t.Fatal(err)
+	}
+	_, swept := keys.Sweep(ctx, 10)
+	_, removed := store.RemoveFinished(ctx, time.Now().Add(time.Hour), 10)
+	_, dead := cqrs.DeadLetters(ctx, pool, "none", 10)
+	if err := errors.Join(keys.Complete(ctx, *begun.Claim, idempotency.Response{Status: 200}), swept, removed, dead); err != nil {
+		t.Error(err)
 	}
 }
