@@ -52,9 +52,20 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		e.metrics.inFlight.Dec()
 		e.metrics.attempt(plan.Kind(a), o, time.Since(began))
 		if r.end(o) {
-			e.Notify(r.key)
+			e.tell(r)
 		}
 	})
+}
+
+// tell has an outcome recorded that has just been put beside its saga: by whoever drives the engine or, when nobody does any more, at once.
+func (e *Engine) tell(r *running) {
+	if e.accepting() {
+		e.Notify(r.key)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lastWrites)
+	defer cancel()
+	e.recordLast(ctx, r)
 }
 
 // carryOut does one attempt from rendering to evaluated output. Whatever happens in it, it comes to one of the four outcomes.
@@ -67,7 +78,7 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 		}
 	}()
 	fail := func(kind saga.OutcomeKind, reason string, err error) saga.Outcome {
-		return saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error()}
+		return saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Unasked: kind == saga.Rejected}
 	}
 	with, err := plan.Render(s, a)
 	if err != nil {
@@ -87,7 +98,7 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 		return saga.Outcome{Attempt: a, Accepted: true, AnswerWithin: min(res.AnswerWithin, participant.MaxAnswerWithin)}
 	}
 	if res.Kind != saga.Succeeded {
-		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter}
+		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Unasked: res.Unasked}
 	}
 	out, err := plan.Output(s, a, res.Response)
 	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing

@@ -246,8 +246,11 @@ func (e *Engine) Forget(key Key) {
 	}
 }
 
-// Shutdown starts no more attempts, lets those under way end and records their outcomes until ctx is done, and then abandons the rest: the next start
-// sends them again under the same keys.
+// lastWrites bounds how long outcomes are recorded that arrive when the engine is shutting down, beyond the time that attempts are given.
+const lastWrites = 5 * time.Second
+
+// Shutdown starts no more attempts and lets those under way end until ctx is done, and then abandons the rest: the next start sends them again under the same keys. Each outcome is
+// recorded as it comes, however long others take, and those that are still waiting at the end within lastWrites.
 func (e *Engine) Shutdown(ctx context.Context) error {
 	e.mu.Lock()
 	e.closed = true
@@ -257,10 +260,10 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	left := e.sagas
 	e.sagas = map[string]*running{}
 	e.mu.Unlock()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrites)
+	defer cancel()
 	for _, r := range left {
-		if err == nil {
-			e.recordLast(ctx, r)
-		}
+		e.recordLast(last, r)
 		r.abandon()
 	}
 	if err != nil {
@@ -277,6 +280,7 @@ func (e *Engine) recordLast(ctx context.Context, r *running) {
 		return
 	}
 	if _, err := e.advanceOnce(ctx, r); err != nil {
+		r.dropState() // the append may have been committed all the same
 		e.Logger.Warn("an outcome could not be recorded before the end; its attempt will be sent again under the same key", "saga", r.key, "error", err)
 	}
 }

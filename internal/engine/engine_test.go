@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -428,6 +429,10 @@ func TestAKindThatNobodyCarriesOutIsRejected(t *testing.T) {
 	if r := b.await(); r.State.Failure == nil || r.State.Failure.Reason != reasonKind {
 		t.Fatalf("failure %+v", r.State.Failure)
 	}
+	events, err := store.Load(t.Context(), StreamOf(k.UID), 3, 1)
+	if err != nil || len(events) != 1 || !strings.Contains(string(events[0].Data), `"unasked":true`) {
+		t.Errorf("nobody was asked, and the history does not say so: %+v, %v", events, err)
+	}
 }
 
 func TestAnAttemptEndsAtItsTimeout(t *testing.T) {
@@ -514,6 +519,68 @@ func TestShutdownLetsAttemptsEndAndRecordsThem(t *testing.T) {
 	}
 	if _, err := b.engine.Advance(t.Context(), k, Observation{}); !errors.Is(err, errClosed) {
 		t.Errorf("advancing after the end: %v", err)
+	}
+}
+
+// TestShutdownRecordsWhatEndsAlthoughAnotherAttemptDoesNot has two sagas: the attempt of one ends after the shutdown has begun, that of the other never.
+func TestShutdownRecordsWhatEndsAlthoughAnotherAttemptDoesNot(t *testing.T) {
+	t.Parallel()
+	store, ends, hangs := memory.New(), newKey(t), newKey(t)
+	called, release := make(chan struct{}, 2), make(chan struct{})
+	p := &scripted{do: func(ctx context.Context, c participant.Call) participant.Result {
+		called <- struct{}{}
+		if c.Saga.UID == hangs.UID {
+			<-ctx.Done()
+			return participant.Result{Kind: saga.Unknown}
+		}
+		<-release
+		return participant.Result{Kind: saga.Succeeded}
+	}}
+	b := newBench(t, store, p, Observation{})
+	for _, k := range []Key{ends, hangs} {
+		if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+			t.Fatal(err)
+		}
+		<-called
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- b.engine.Shutdown(ctx) }()
+	for b.engine.accepting() { // until the shutdown has begun
+		runtime.Gosched()
+	}
+	close(release)
+	for !slices.Contains(history(t, store, ends), "AttemptSucceeded") { // it is recorded while the other attempt still hangs
+		if t.Context().Err() != nil {
+			t.Fatal("the outcome was not recorded")
+		}
+		runtime.Gosched()
+	}
+	giveUp()
+	if err := <-ended; err == nil {
+		t.Error("it says that all attempts have ended")
+	}
+	if got := history(t, store, hangs); fmt.Sprint(got) != "[SagaStarted AttemptStarted]" {
+		t.Errorf("stream %v", got)
+	}
+}
+
+// TestShutdownRecordsWhatHadEndedBeforeAlthoughItsTimeIsOver has an outcome waiting that nobody has come to record.
+func TestShutdownRecordsWhatHadEndedBeforeAlthoughItsTimeIsOver(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	b := newBench(t, store, &scripted{}, Observation{})
+	if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.engine.pool.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = b.engine.Shutdown(over)
+	if got := history(t, store, k); !slices.Contains(got, "AttemptSucceeded") {
+		t.Errorf("stream %v", got)
 	}
 }
 

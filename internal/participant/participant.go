@@ -31,6 +31,9 @@ type Call struct {
 // Result is what a call came to.
 type Result struct {
 	Kind saga.OutcomeKind
+	// Unasked says of a Rejected that it is not the participant's answer to the key: nothing was sent, or whoever refused, such as a broker, does not know what became of earlier attempts. An earlier
+	// unknown outcome is then still unknown, and compensated.
+	Unasked bool
 	// Accepted says that the participant has taken the attempt and answers later, within AnswerWithin (at most MaxAnswerWithin): the answer comes to the event store, by whatever
 	// way, and without one the outcome is unknown. Kind means nothing then.
 	Accepted     bool

@@ -83,3 +83,19 @@ func TestASuspendedSagaStillTakesAnswers(t *testing.T) {
 	h.decide()
 	h.inFlightAre("ship/action")
 }
+
+func TestAnActionThatIsAcceptedDuringTheRollbackIsUndoneAtOnce(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.in.Cancel = true
+	h.decide()
+	h.phaseIs(Compensating)
+	h.inFlightAre("pay/action") // its outcome is about to tell what there is to undo
+	h.accepts("pay", Action)
+	h.inFlightAre("pay/compensation")
+	if f := h.state.Steps[0].Do; f.Status != Exhausted || f.Reason != ReasonNoAnswer {
+		t.Errorf("the action is %+v", f)
+	}
+	h.ends("pay", Compensation, Succeeded)
+	h.phaseIs(Compensated)
+}

@@ -15,7 +15,7 @@ const (
 	maxMessageBytes = 1 << 10
 )
 
-// ReasonNoAnswer is the reason of an attempt that was accepted and not answered in time.
+// ReasonNoAnswer is the reason of an attempt that was accepted and not answered in time, or when nobody waited any more.
 const ReasonNoAnswer = "NoAnswer"
 
 // Input is what has come in from outside since the last decision.
@@ -88,16 +88,19 @@ func (d *decision) recordOutcomes() {
 		if !f.Status.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
 			continue
 		}
-		if o.Accepted {
+		if o.Accepted && (o.Attempt.Direction == Compensation || d.state.Phase == Running) {
 			d.record(AttemptAccepted{At: d.at(), Attempt: o.Attempt, AnswerBy: d.in.Now.Add(max(o.AnswerWithin, 0))})
 			continue
+		}
+		if o.Accepted { // a rollback waits for no answer to an action: what was accepted may happen, and is undone
+			o.Kind, o.Reason, o.Message = Unknown, ReasonNoAnswer, "it was accepted when the saga was rolling back already, which waits for no answer"
 		}
 		if o.Kind == Succeeded {
 			d.record(AttemptSucceeded{At: d.at(), Attempt: o.Attempt, Output: o.Output})
 			continue
 		}
 		d.record(AttemptFailed{
-			At: d.at(), Attempt: o.Attempt, Outcome: o.Kind,
+			At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Unasked: o.Unasked,
 			Reason: clip(o.Reason, maxReasonBytes), Message: clip(o.Message, maxMessageBytes),
 			RetryAt: d.retryAt(o),
 		})

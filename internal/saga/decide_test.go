@@ -109,6 +109,26 @@ func TestADefiniteNoSettlesAnEarlierUnknownOutcome(t *testing.T) {
 	}
 }
 
+func TestANoThatIsNoAnswerToTheKeyDoesNotSettleAnEarlierUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.ends("pay", Action, Unknown)
+	h.wake()
+	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Unasked: true, Reason: "EgressDenied"})
+	h.phaseIs(Compensating)
+	h.inFlightAre("pay/compensation")
+	if c := h.state.Failure; c.Cause != CauseStepRejected || c.Reason != "EgressDenied" {
+		t.Errorf("the failure is %+v", c)
+	}
+}
+
+func TestANoThatIsNoAnswerToTheKeyLeavesNothingToUndoWhereNothingWasSent(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Unasked: true})
+	h.phaseIs(Compensated)
+}
+
 func TestARetryableOutcomeDoesNotSettleAnEarlierUnknownOne(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(2))}})

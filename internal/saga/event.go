@@ -58,6 +58,9 @@ type Outcome struct {
 	Message string
 	// RetryAfter is the pause that the participant asked for; zero when it asked for none.
 	RetryAfter time.Duration
+	// Unasked says of a Rejected that it is not the participant's answer to the key: nothing could be sent, or whoever refused does not know what became of earlier attempts. It is about this
+	// attempt alone, and an earlier unknown one stays unknown.
+	Unasked bool
 	// Accepted says that the attempt has not come to an end yet: the participant has taken it, and its answer is waited for AnswerWithin from now. Kind means nothing then.
 	Accepted     bool
 	AnswerWithin time.Duration
@@ -129,9 +132,11 @@ type (
 		At
 		Attempt
 		Outcome OutcomeKind `json:"outcome"`
-		Reason  string      `json:"reason,omitempty"`
-		Message string      `json:"message,omitempty"`
-		RetryAt time.Time   `json:"retryAt,omitzero"`
+		// Unasked says of a Rejected that it is no answer to the key, and settles nothing that an earlier attempt left open.
+		Unasked bool      `json:"unasked,omitempty"`
+		Reason  string    `json:"reason,omitempty"`
+		Message string    `json:"message,omitempty"`
+		RetryAt time.Time `json:"retryAt,omitzero"`
 	}
 	// SagaCompensating is the one way into rollback.
 	SagaCompensating struct {

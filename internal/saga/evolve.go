@@ -121,8 +121,11 @@ func (f *EffectState) succeeded(e AttemptSucceeded) {
 
 func (f *EffectState) failed(e AttemptFailed) {
 	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
-	if e.Outcome != Retryable { // a definite no settles whatever earlier attempts under the same key left open; "try again" settles nothing
-		f.MayHaveHappened = e.Outcome == Unknown
+	switch e.Outcome { // "try again" settles nothing
+	case Unknown:
+		f.MayHaveHappened = true
+	case Rejected: // a definite no settles whatever earlier attempts under the same key left open, if it is an answer to the key
+		f.MayHaveHappened = f.MayHaveHappened && e.Unasked
 	}
 	switch {
 	case !e.RetryAt.IsZero():

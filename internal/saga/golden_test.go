@@ -89,7 +89,14 @@ func goldenHistories(t *testing.T) map[string]*history {
 	decided.decided(Decision{Verdict: MarkedCompensated, By: "ann", Reason: "given back by telephone"})
 	decided.phaseIs(Compensated)
 
-	return map[string]*history{"completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
+	unasked := begin(t, order)
+	unasked.ends("reserve", Action, Unknown)
+	unasked.wake()
+	unasked.decide(Outcome{Attempt: unasked.inFlight("reserve", Action), Kind: Rejected, Unasked: true, Reason: "EgressDenied"})
+	unasked.ends("reserve", Compensation, Succeeded)
+	unasked.phaseIs(Compensated)
+
+	return map[string]*history{"unasked": unasked, "completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
 }
 
 func TestHistoriesWrittenByEarlierVersionsStillFold(t *testing.T) {

@@ -27,11 +27,10 @@ func (w *world) carryOut(t *rapid.T, uid string, a Attempt) Outcome {
 // answer draws the end of an attempt.
 func (w *world) answer(t *rapid.T, uid string, a Attempt) Outcome {
 	key := a.Key(uid)
-	kinds := []OutcomeKind{Succeeded, Succeeded, Succeeded, Retryable, Unknown}
-	if !w.happened[key] {
-		kinds = append(kinds, Rejected)
+	o := Outcome{Attempt: a, Kind: rapid.SampledFrom([]OutcomeKind{Succeeded, Succeeded, Succeeded, Retryable, Unknown, Rejected}).Draw(t, "outcome"), Reason: "R", Message: "m"}
+	if o.Kind == Rejected { // where it has happened, the no can only be the operator's own
+		o.Unasked = w.happened[key] || rapid.Bool().Draw(t, "unasked")
 	}
-	o := Outcome{Attempt: a, Kind: rapid.SampledFrom(kinds).Draw(t, "outcome"), Reason: "R", Message: "m"}
 	if o.Kind == Succeeded || o.Kind == Unknown && rapid.Bool().Draw(t, "happened all the same") {
 		w.happened[key] = true
 	}
@@ -156,9 +155,10 @@ func (s *simulation) act() {
 	case 5:
 		if waiting := accepted(&s.state); len(waiting) > 0 {
 			o := s.world.answer(s.t, s.state.UID, rapid.SampledFrom(waiting).Draw(s.t, "answered"))
-			if o.Kind == Retryable && s.world.happened[o.Attempt.Key(s.state.UID)] {
+			if (o.Kind == Retryable || o.Kind == Rejected) && s.world.happened[o.Attempt.Key(s.state.UID)] {
 				o.Kind = Unknown // it cannot say that what it accepted did not happen
 			}
+			o.Unasked = false // nobody but the participant answers what it has accepted
 			s.decide(o)
 		}
 	case 7:
@@ -299,10 +299,13 @@ func (c *checker) check(e Event) {
 		if key := e.Key(""); !c.inFlight[key] || c.accepted[key] || e.AnswerBy.Before(e.DecidedAt()) {
 			c.t.Fatalf("%s was accepted, but was not under way, or twice, or with a time to answer that is over", e.Attempt)
 		}
+		if c.compensating > 0 && e.Direction == Action {
+			c.t.Fatalf("the rollback waits for an answer to %s", e.Attempt)
+		}
 		c.accepted[e.Key("")] = true
 	case AttemptFailed:
 		c.checkEnd(e.Attempt)
-		if e.Outcome != Retryable {
+		if e.Outcome == Unknown || e.Outcome == Rejected && !e.Unasked {
 			c.mayHave[e.Key("")] = e.Outcome == Unknown
 		}
 		if e.RetryAt.Before(e.DecidedAt()) && !e.RetryAt.IsZero() {

@@ -37,7 +37,7 @@ func failed(ctx context.Context, err error, sent bool) participant.Result {
 	case sent:
 		return participant.Result{Kind: saga.Unknown, Reason: "ConnectionBroken", Message: short("the connection broke before the answer, and the request may have been carried out: " + err.Error())}
 	case errors.As(err, &denied):
-		return participant.Result{Kind: saga.Rejected, Reason: "EgressDenied", Message: short(denied.Error())}
+		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "EgressDenied", Message: short(denied.Error())}
 	}
 	return participant.Result{Kind: saga.Retryable, Reason: "ConnectionFailed", Message: short("no connection came about: " + err.Error())}
 }

@@ -181,11 +181,11 @@ var settings = []string{"method", "url", "headers", "body", "completion", "callb
 func (p *Participant) Do(ctx context.Context, call participant.Call) participant.Result {
 	req, err := p.request(call)
 	if err != nil {
-		return participant.Result{Kind: saga.Rejected, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + err.Error())}
+		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + err.Error())}
 	}
 	within, wrong := p.completion(call.With)
 	if wrong != nil {
-		return participant.Result{Kind: saga.Rejected, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + wrong.Error())}
+		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + wrong.Error())}
 	}
 	if within > 0 {
 		if err := p.askForCallback(ctx, req, call, within); err != nil {

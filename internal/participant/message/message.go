@@ -141,11 +141,11 @@ func read(with map[string]any) (s settings, errs []saga.FieldError) {
 func (p *Participant) Do(ctx context.Context, call participant.Call) participant.Result {
 	s, errs := read(call.With)
 	if len(errs) > 0 {
-		return participant.Result{Kind: saga.Rejected, Reason: "InvalidMessage", Message: "publishing: " + errs[0].Error()}
+		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidMessage", Message: "publishing: " + errs[0].Error()}
 	}
 	m, err := p.message(&s, call)
 	if err != nil {
-		return participant.Result{Kind: saga.Rejected, Reason: "InvalidMessage", Message: err.Error()}
+		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidMessage", Message: err.Error()}
 	}
 	to, ok := p.sinks.Sink(m.Destination)
 	if !ok {
@@ -198,7 +198,7 @@ func result(errs []error, s *settings) participant.Result {
 	case outbox.Unavailable:
 		r.Kind = saga.Retryable
 	case outbox.Rejected:
-		r.Kind = saga.Rejected
+		r.Kind, r.Unasked = saga.Rejected, true // a broker does not know what became of earlier attempts
 	case outbox.Failed:
 	}
 	return r

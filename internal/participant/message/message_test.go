@@ -95,6 +95,9 @@ func TestWhatPublishingComesTo(t *testing.T) {
 		if r.Kind != c.want || c.fault != nil && !strings.Contains(r.Message, c.fault.Error()) {
 			t.Errorf("%v: %+v", c.fault, r)
 		}
+		if r.Unasked != (c.want == saga.Rejected) {
+			t.Errorf("%v: Unasked is %t, but a broker's no says nothing of earlier attempts", c.fault, r.Unasked)
+		}
 	}
 }
 
