@@ -22,6 +22,14 @@ const (
 	reasonKind       = "UnknownKind"
 )
 
+// lost returns the attempts that should be under way and were begun by somebody else: they are about to be sent again, and that has to be recorded first.
+func (e *Engine) lost(r *running, plan *saga.Plan) []saga.Attempt {
+	if !e.accepting() {
+		return nil // nothing is sent any more
+	}
+	return r.missing(plan.InFlight(r.state))
+}
+
 // runDifference makes the attempts that are under way those that should be.
 func (e *Engine) runDifference(r *running) {
 	start := r.difference(r.plan.InFlight(r.state))

@@ -159,7 +159,8 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 	}
 	events := plan.Decide(r.state, saga.Input{
 		Now: e.Clock().UTC().Truncate(time.Microsecond), Random: e.Random(), Start: start,
-		Suspend: r.observed.Suspend, Cancel: r.observed.Cancel, Delete: r.observed.Delete, Outcomes: slices.Concat(outcomes, answers),
+		Suspend: r.observed.Suspend, Cancel: r.observed.Cancel, Delete: r.observed.Delete,
+		Lost: e.lost(r, plan), Outcomes: slices.Concat(outcomes, answers),
 	})
 	if len(events) == 0 && cached && !r.state.Phase.Terminal() {
 		if fresh, err := e.fresh(ctx, r); !fresh {

@@ -244,8 +244,42 @@ func TestAfterACrashTheSameAttemptIsSentAgainUnderTheSameKey(t *testing.T) {
 	if len(calls) != 1 || calls[0].Attempt.Number != 1 || calls[0].Key != k.UID+"/a/action" || calls[0].With["order"] != "42" {
 		t.Errorf("calls after the crash: %+v", calls)
 	}
-	if got := history(t, store, k); fmt.Sprint(got) != "[SagaStarted AttemptStarted AttemptSucceeded SagaCompleted]" {
+	if got := history(t, store, k); fmt.Sprint(got) != "[SagaStarted AttemptStarted AttemptResent AttemptSucceeded SagaCompleted]" {
 		t.Errorf("stream %v", got)
+	}
+}
+
+// TestWhatWasDoneBeforeACrashIsUndoneAlthoughTheParticipantIsGoneAfterwards has a participant act just before the operator dies. After that nobody can reach it until it is to undo.
+func TestWhatWasDoneBeforeACrashIsUndoneAlthoughTheParticipantIsGoneAfterwards(t *testing.T) {
+	t.Parallel()
+	store, k, acted := memory.New(), newKey(t), make(chan struct{})
+	acts := &scripted{do: func(ctx context.Context, _ participant.Call) participant.Result {
+		close(acted)
+		<-ctx.Done()
+		return participant.Result{Kind: saga.Unknown}
+	}}
+	first := newBench(t, store, acts, Observation{})
+	if _, err := first.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	<-acted
+	first.engine.Forget(k) // the crash
+
+	var recorded []string
+	p := &scripted{do: func(_ context.Context, c participant.Call) participant.Result {
+		if c.Attempt.Direction == saga.Compensation {
+			return participant.Result{Kind: saga.Succeeded}
+		}
+		if c.Attempt.Number == 1 {
+			recorded = history(t, store, k)
+		}
+		return participant.Result{Kind: saga.Retryable, Reason: "ConnectionFailed"}
+	}}
+	if r := newBench(t, store, p, Observation{}).run().await(); r.State.Phase != saga.Compensated || r.State.Step("a").Compensation.Status != saga.Done {
+		t.Errorf("it is %s, and what was done before the crash has not been undone: %v", r.State.Phase, history(t, store, k))
+	}
+	if fmt.Sprint(recorded) != "[SagaStarted AttemptStarted AttemptResent]" {
+		t.Errorf("when the attempt was sent again the stream held %v", recorded)
 	}
 }
 
@@ -270,7 +304,8 @@ func TestTwoEnginesOnOneStoreAreHarmless(t *testing.T) {
 		two.await()
 	}
 	for _, k := range keys {
-		if got := history(t, store, k); len(got) != 8 {
+		got := slices.DeleteFunc(history(t, store, k), func(typ string) bool { return typ == "AttemptResent" }) // by the engine that did not start it
+		if len(got) != 8 {
 			t.Errorf("stream of %s: %v", k, got)
 		}
 		for _, s := range []string{"a", "b", "c"} {
@@ -345,7 +380,9 @@ func TestAnAppendThatWasCommittedAlthoughItFailedIsFoundAgain(t *testing.T) {
 	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Fatalf("it is %s", r.State.Phase)
 	}
-	if got := history(t, store, k); len(got) != 6 {
+	// Nobody knows that it was this process which appended the intent, so the attempt counts as begun by somebody else.
+	want := "[SagaStarted AttemptStarted AttemptResent AttemptSucceeded AttemptStarted AttemptResent AttemptSucceeded SagaCompleted]"
+	if got := history(t, store, k); fmt.Sprint(got) != want {
 		t.Errorf("stream %v", got)
 	}
 }

@@ -69,6 +69,17 @@ func (r *running) difference(want []saga.Attempt) []saga.Attempt {
 			delete(r.attempts, a)
 		}
 	}
+	return r.missingLocked(want)
+}
+
+// missing returns those attempts of which nothing is known here: they are not under way, and have not ended.
+func (r *running) missing(want []saga.Attempt) []saga.Attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.missingLocked(want)
+}
+
+func (r *running) missingLocked(want []saga.Attempt) []saga.Attempt {
 	return slices.DeleteFunc(want, func(a saga.Attempt) bool {
 		_, underWay := r.attempts[a]
 		return underWay || slices.ContainsFunc(r.outcomes, func(o saga.Outcome) bool { return o.Attempt == a })

@@ -85,11 +85,19 @@ func (h *history) decide(outcomes ...Outcome) []Event {
 	events := h.plan.Decide(h.state, in)
 	h.state = Fold(h.state, events...)
 	h.events = append(h.events, events...)
-	in.Outcomes = nil
+	in.Outcomes, in.Lost = nil, nil
 	if again := h.plan.Decide(h.state, in); len(again) > 0 {
 		h.t.Fatalf("deciding again with nothing new decided %v", types(again))
 	}
 	return events
+}
+
+// loses has another process go on, which has begun none of these attempts.
+func (h *history) loses(lost ...Attempt) []Event {
+	h.t.Helper()
+	h.in.Lost = lost
+	defer func() { h.in.Lost = nil }()
+	return h.decide()
 }
 
 // inFlight returns the attempt of an effect that is under way.

@@ -14,6 +14,7 @@ const SchemaVersion = 1
 var decoders = map[string]func(json.RawMessage) (Event, error){
 	SagaStarted{}.EventType():      decode[SagaStarted],
 	AttemptStarted{}.EventType():   decode[AttemptStarted],
+	AttemptResent{}.EventType():    decode[AttemptResent],
 	AttemptSucceeded{}.EventType(): decode[AttemptSucceeded],
 	AttemptAccepted{}.EventType():  decode[AttemptAccepted],
 	AttemptFailed{}.EventType():    decode[AttemptFailed],

@@ -28,12 +28,15 @@ type Input struct {
 	Start *SagaStarted
 	// Suspend, Cancel and Delete are what the user wants now.
 	Suspend, Cancel, Delete bool
+	// Lost are attempts under way that whoever carries out the decision has not begun: another process did, which may have called the participant and died since. They are about to be sent
+	// again.
+	Lost []Attempt
 	// Outcomes are those of attempts that have ended. One that belongs to no attempt under way is ignored: it came too late.
 	Outcomes []Outcome
 }
 
 // Decide returns the events that are to be appended next; none when there is nothing to do. It is pure, and it is complete: deciding
-// again on the result, with the same Now and no new outcome, returns nothing.
+// again on the result, with the same Now, nothing lost and no new outcome, returns nothing.
 func (p *Plan) Decide(s State, in Input) []Event {
 	d := &decision{plan: p, state: s.clone(), in: in}
 	d.startSaga()
@@ -41,6 +44,7 @@ func (p *Plan) Decide(s State, in Input) []Event {
 		return d.events
 	}
 	d.recordOutcomes()
+	d.recordLost()
 	d.giveUpAnswers()
 	d.suspendOrResume()
 	d.rollBack()
@@ -104,6 +108,16 @@ func (d *decision) recordOutcomes() {
 			Reason: clip(o.Reason, maxReasonBytes), Message: clip(o.Message, maxMessageBytes),
 			RetryAt: d.retryAt(o),
 		})
+	}
+}
+
+// recordLost records that attempts are sent again, before they are: a participant that cannot be reached then says only that the second call did not happen. Where that is known already there is
+// nothing to record.
+func (d *decision) recordLost() {
+	for _, a := range d.in.Lost {
+		if f := d.state.effect(a); f.Status == InProgress && f.Attempts == a.Number && !f.MayHaveHappened {
+			d.record(AttemptResent{At: d.at(), Attempt: a})
+		}
 	}
 }
 

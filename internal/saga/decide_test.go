@@ -122,6 +122,40 @@ func TestANoThatIsNoAnswerToTheKeyDoesNotSettleAnEarlierUnknownOutcome(t *testin
 	}
 }
 
+func TestAnAttemptThatIsSentAgainMayHaveHappenedTheFirstTime(t *testing.T) {
+	t.Parallel()
+	for kind, undone := range map[OutcomeKind]bool{Retryable: true, Unknown: true, Rejected: false} {
+		h := begin(t, Definition{Steps: []Step{step("pay", attempts(1), undo())}})
+		lost := h.inFlight("pay", Action)
+		if events := h.loses(lost); len(events) != 1 || events[0].EventType() != "AttemptResent" {
+			t.Fatalf("decided %v", types(events))
+		}
+		if events := h.loses(lost); len(events) != 0 {
+			t.Errorf("it is known already, and was decided again: %v", types(events))
+		}
+		h.inFlightAre("pay/action")
+		h.ends("pay", Action, kind)
+		if undone {
+			h.inFlightAre("pay/compensation")
+		} else {
+			h.phaseIs(Compensated) // a definite no under the same key tells of both
+		}
+	}
+}
+
+func TestOnlyAnAttemptUnderWayIsSentAgain(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	a := h.inFlight("pay", Action)
+	for _, e := range h.loses(Attempt{Step: "ship", Direction: Action, Number: 1}, Attempt{Step: "pay", Direction: Action, Number: 2}, Attempt{Step: "pay", Direction: Compensation, Number: 1}) {
+		t.Errorf("%+v", e)
+	}
+	h.accepts("pay", Action)
+	for _, e := range h.loses(a) { // the participant has taken it
+		t.Errorf("%+v", e)
+	}
+}
+
 func TestANoThatIsNoAnswerToTheKeyLeavesNothingToUndoWhereNothingWasSent(t *testing.T) {
 	t.Parallel()
 	h := begin(t, twoSteps)

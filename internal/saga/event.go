@@ -115,6 +115,12 @@ type (
 		At
 		Attempt
 	}
+	// AttemptResent is the intent to call a participant again for an attempt that somebody else started, who may have called it and died before he could say what it came to. Whatever the
+	// call comes to now, that one may have happened.
+	AttemptResent struct {
+		At
+		Attempt
+	}
 	// AttemptSucceeded says that the effect happened.
 	AttemptSucceeded struct {
 		At
@@ -179,6 +185,9 @@ func (SagaStarted) EventType() string { return "SagaStarted" }
 
 // EventType implements Event.
 func (AttemptStarted) EventType() string { return "AttemptStarted" }
+
+// EventType implements Event.
+func (AttemptResent) EventType() string { return "AttemptResent" }
 
 // EventType implements Event.
 func (AttemptSucceeded) EventType() string { return "AttemptSucceeded" }

@@ -33,6 +33,8 @@ func (s *State) apply(e Event) {
 		s.start(e)
 	case AttemptStarted:
 		s.effect(e.Attempt).started(e)
+	case AttemptResent:
+		s.effect(e.Attempt).MayHaveHappened = true
 	case AttemptSucceeded:
 		if step := s.Step(e.Step); step != nil && e.Direction == Action {
 			step.Output = e.Output

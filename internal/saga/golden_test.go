@@ -96,7 +96,17 @@ func goldenHistories(t *testing.T) map[string]*history {
 	unasked.ends("reserve", Compensation, Succeeded)
 	unasked.phaseIs(Compensated)
 
-	return map[string]*history{"unasked": unasked, "completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
+	resent := begin(t, order)
+	resent.loses(resent.inFlight("reserve", Action))
+	resent.ends("reserve", Action, Retryable)
+	resent.wake()
+	resent.ends("reserve", Action, Retryable)
+	resent.wake()
+	resent.ends("reserve", Action, Retryable)
+	resent.ends("reserve", Compensation, Succeeded)
+	resent.phaseIs(Compensated)
+
+	return map[string]*history{"unasked": unasked, "resent": resent, "completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
 }
 
 func TestHistoriesWrittenByEarlierVersionsStillFold(t *testing.T) {

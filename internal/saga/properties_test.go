@@ -99,7 +99,7 @@ func (s *simulation) person() {
 func (s *simulation) decide(outcomes ...Outcome) {
 	s.in.Outcomes, s.in.Random = outcomes, rapid.Uint64().Draw(s.t, "random")
 	events := s.plan.Decide(s.state, s.in)
-	s.in.Outcomes = nil
+	s.in.Outcomes, s.in.Lost = nil, nil
 	s.state = Fold(s.state, events...)
 	s.events = append(s.events, events...)
 	if again := s.plan.Decide(s.state, s.in); len(again) > 0 {
@@ -107,8 +107,21 @@ func (s *simulation) decide(outcomes ...Outcome) {
 	}
 }
 
-// crash forgets everything but what is stored.
+// crash ends the process that sends attempts, and has another one go on. What the first has sent may have happened, and nobody knows.
 func (s *simulation) crash() {
+	s.fold()
+	lost := s.plan.InFlight(s.state)
+	for _, a := range lost {
+		if rapid.Bool().Draw(s.t, "happened before the crash") {
+			s.world.happened[a.Key(s.state.UID)] = true
+		}
+	}
+	s.in.Lost = lost
+	s.decide()
+}
+
+// fold forgets everything but what is stored.
+func (s *simulation) fold() {
 	var events []Event
 	for _, e := range s.events {
 		typ, schema, data, err := Marshal(e)
@@ -225,7 +238,7 @@ func simulate(t *rapid.T) *simulation {
 		s.person()
 		s.settle()
 	}
-	s.crash()
+	s.fold()
 	return s
 }
 
@@ -292,6 +305,11 @@ func (c *checker) check(e Event) {
 		c.checkDecision(e)
 	case AttemptStarted:
 		c.checkStart(e.Attempt)
+	case AttemptResent:
+		if !c.inFlight[e.Key("")] || c.accepted[e.Key("")] || c.attempts[e.Key("")] != e.Number {
+			c.t.Fatalf("%s was sent again, but was not under way", e.Attempt)
+		}
+		c.mayHave[e.Key("")] = true
 	case AttemptSucceeded:
 		c.checkEnd(e.Attempt)
 		c.done[e.Key("")], c.mayHave[e.Key("")] = true, false

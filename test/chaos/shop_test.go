@@ -26,6 +26,8 @@ type shop struct {
 	before, after func(ctx context.Context, request string) bool
 	// refuse says which requests are refused for good.
 	refuse func(request string) bool
+	// busy says which requests are told to come again.
+	busy func(request string) bool
 }
 
 func newShop(t *testing.T) *shop {
@@ -55,6 +57,19 @@ func (s *shop) hooks() (before, after func(context.Context, string) bool, refuse
 	return s.before, s.after, s.refuse
 }
 
+func (s *shop) isBusy(request string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.busy != nil && s.busy(request)
+}
+
+// onBusy sets which requests are told to come again.
+func (s *shop) onBusy(busy func(request string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = busy
+}
+
 func (s *shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	request, key := r.Method+" "+r.URL.Path, r.Header.Get("Idempotency-Key")
@@ -64,6 +79,10 @@ func (s *shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if refuse != nil && refuse(request) {
 		http.Error(w, "no", http.StatusConflict)
+		return
+	}
+	if s.isBusy(request) {
+		http.Error(w, "busy", http.StatusServiceUnavailable)
 		return
 	}
 	s.carryOut(request, key, string(body))

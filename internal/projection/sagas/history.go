@@ -38,6 +38,7 @@ func History() *projection.Definition {
 	return projection.Define("saga_history", 1, category).Tables("saga_history_rows").
 		On("SagaStarted", projection.For(decode, started)).
 		On("AttemptStarted", note(func(e saga.AttemptStarted) entry { return attempt(e.At, e.Attempt) })).
+		On("AttemptResent", note(func(e saga.AttemptResent) entry { return attempt(e.At, e.Attempt) })).
 		On("AttemptAccepted", note(func(e saga.AttemptAccepted) entry {
 			row := attempt(e.At, e.Attempt)
 			row.message = "waiting for the answer until " + e.AnswerBy.Format(time.RFC3339)

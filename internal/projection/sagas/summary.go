@@ -17,7 +17,7 @@ func Summary() *projection.Definition {
 		On("DecisionMade", move[saga.DecisionMade](saga.Compensating)).
 		On("SagaCompleted", end[saga.SagaCompleted](saga.Completed)).
 		On("SagaCompensated", end[saga.SagaCompensated](saga.Compensated)).
-		Ignore("AttemptStarted", "AttemptAccepted", "AttemptSucceeded", "AttemptFailed", "SagaSuspended", "SagaResumed")
+		Ignore("AttemptStarted", "AttemptResent", "AttemptAccepted", "AttemptSucceeded", "AttemptFailed", "SagaSuspended", "SagaResumed")
 }
 
 // definitionOf names the definition of a saga; sagas bring their own steps.
