@@ -10,9 +10,12 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// maxPlanBytes bounds the definitions whose plans are kept. Thousands of sagas share a few definitions, so starting afresh when the bound is reached
+// maxPlanBytes bounds, roughly, the memory of the plans that are kept; expressionBytes is what a compiled expression takes of it. Thousands of sagas share a few definitions, so starting afresh when the bound is reached
 // costs little and needs no bookkeeping.
-const maxPlanBytes = 16 << 20
+const (
+	maxPlanBytes    = 64 << 20
+	expressionBytes = 8 << 10
+)
 
 // planCache keeps compiled plans by the content of their definition.
 type planCache struct {
@@ -41,9 +44,10 @@ func (c *planCache) compile(def saga.Definition) (*saga.Plan, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.bytes += len(data); c.bytes > maxPlanBytes {
+	size := len(data) + plan.Expressions()*expressionBytes
+	if c.bytes += size; c.bytes > maxPlanBytes {
 		clear(c.plans)
-		c.bytes = len(data)
+		c.bytes = size
 	}
 	c.plans[key] = plan
 	return plan, nil

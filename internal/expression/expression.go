@@ -35,8 +35,12 @@ const (
 	MaxRenderedBytes = 1 << 20
 	// MaxDepth bounds the nesting of templates, of decoded JSON and of rendered values.
 	MaxDepth = 32
+	// MaxExpressions bounds the expressions of one template: each takes some KiB of memory when it is compiled.
+	MaxExpressions = 2_000
 	// maxCost bounds one evaluation, in CEL's units: about one per simple operation.
 	maxCost = 200_000
+	// maxTemplateCost bounds what all expressions of a template cost together, in the same units.
+	maxTemplateCost = 2_000_000
 	// maxNodes bounds a rendered value in another way, so that many tiny values cannot cost much memory.
 	maxNodes = 256 << 10
 )
@@ -80,16 +84,19 @@ func (e Error) Error() string {
 
 // Template is a compiled value. It is immutable and safe for concurrent use.
 type Template struct {
-	root   node
-	steps  []string
-	static bool
+	root        node
+	steps       []string
+	expressions int
 }
+
+// Expressions returns how many expressions the template holds.
+func (t *Template) Expressions() int { return t.expressions }
 
 // Steps returns the names of the steps that the template reads, sorted and without repetition.
 func (t *Template) Steps() []string { return slices.Clone(t.steps) }
 
 // Static reports whether the template holds no expression.
-func (t *Template) Static() bool { return t.static }
+func (t *Template) Static() bool { return t.expressions == 0 }
 
 // Compile checks and compiles a JSON-like value. It reports everything that is wrong, not only the first thing; the template is nil
 // then.
@@ -99,7 +106,7 @@ func Compile(value any, vars Vars) (*Template, []Error) {
 	if len(c.errs) > 0 {
 		return nil, c.errs
 	}
-	t := &Template{root: root, static: !c.dynamic, steps: make([]string, 0, len(c.steps))}
+	t := &Template{root: root, expressions: c.expressions, steps: make([]string, 0, len(c.steps))}
 	for name := range c.steps {
 		t.steps = append(t.steps, name)
 	}
@@ -110,7 +117,7 @@ func Compile(value any, vars Vars) (*Template, []Error) {
 // Render evaluates the template. The result shares nothing with the scope. An error is an Error that names the place, and says nothing
 // about other places.
 func (t *Template) Render(s Scope) (any, error) {
-	r := renderer{scope: s}
+	r := renderer{scope: s, cost: maxTemplateCost}
 	return r.render(t.root, 0)
 }
 

@@ -24,8 +24,11 @@ type program struct {
 	cel  cel.Program
 }
 
-// eval returns a CEL value or a JSON-like one.
-func (p *program) eval(s Scope) (result any, err error) {
+// errCost says that the expressions of a template are too much together, though each may be little enough.
+var errCost = errors.New("the expressions up to this one need too many operations together")
+
+// eval returns a CEL value or a JSON-like one. What it costs is taken from cost.
+func (p *program) eval(s Scope, cost *int64) (result any, err error) {
 	if v, ok := p.follow(s); ok {
 		return v, nil
 	}
@@ -35,9 +38,15 @@ func (p *program) eval(s Scope) (result any, err error) {
 			result, err = nil, fmt.Errorf("internal error: %v", r)
 		}
 	}()
-	v, _, err := p.cel.Eval(&activation{scope: s, budget: maxNodes})
+	v, details, err := p.cel.Eval(&activation{scope: s, budget: maxNodes})
 	if err != nil {
 		return nil, err
+	}
+	if used := details.ActualCost(); used != nil {
+		*cost -= int64(min(*used, maxCost))
+	}
+	if *cost < 0 {
+		return nil, errCost
 	}
 	return v, nil
 }

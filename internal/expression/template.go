@@ -38,10 +38,10 @@ type (
 
 // compiler walks a value and gathers errors.
 type compiler struct {
-	vars    Vars
-	steps   map[string]bool
-	dynamic bool
-	errs    []Error
+	vars        Vars
+	steps       map[string]bool
+	expressions int
+	errs        []Error
 }
 
 func (c *compiler) fail(path, format string, args ...any) node {
@@ -94,12 +94,17 @@ func (c *compiler) compileString(s, path string) node {
 	if len(parts) == 1 && !parts[0].expr {
 		return staticNode{parts[0].text}
 	}
-	c.dynamic = true
 	text := textNode{path: path, url: path == "url" && c.vars == WithoutResponse}
 	for _, p := range parts {
 		if !p.expr {
 			text.parts = append(text.parts, textPart{text: p.text})
 			continue
+		}
+		if c.expressions++; c.expressions > MaxExpressions {
+			if c.expressions == MaxExpressions+1 { // said once
+				c.fail(path, "there are more than %d expressions up to here; have fewer, or put what belongs together into one", MaxExpressions)
+			}
+			return nil
 		}
 		prog, err := programs.get(p.text, c.vars)
 		if err != nil {
@@ -137,6 +142,7 @@ func join(path, key string) string {
 type renderer struct {
 	scope Scope
 	size  sizer
+	cost  int64 // what is left
 }
 
 func (r *renderer) render(n node, depth int) (any, error) {
@@ -147,7 +153,7 @@ func (r *renderer) render(n node, depth int) (any, error) {
 		}
 		return n.value, r.size.add(8)
 	case exprNode:
-		v, err := n.prog.eval(r.scope)
+		v, err := n.prog.eval(r.scope, &r.cost)
 		if err == nil {
 			v, err = r.size.convert(v, depth)
 		}
@@ -191,7 +197,7 @@ func (r *renderer) text(n textNode) (any, error) {
 			b.WriteString(p.text)
 			continue
 		}
-		v, err := p.prog.eval(r.scope)
+		v, err := p.prog.eval(r.scope, &r.cost)
 		var s string
 		if err == nil {
 			s, err = textOf(v)

@@ -240,6 +240,10 @@ func (c *compiler) compileTemplate(field string, tree any, vars expression.Vars,
 	if len(errs) > 0 {
 		return nil
 	}
+	before := c.plan.expressions
+	if c.plan.expressions += t.Expressions(); c.plan.expressions > MaxExpressions && before <= MaxExpressions { // said once
+		c.fail(field, "with those of this field there are more than %d expressions in all steps together", MaxExpressions)
+	}
 	for _, name := range t.Steps() {
 		j, ok := c.plan.index[name]
 		switch {

@@ -49,8 +49,11 @@ func TestCompileNamesTheFieldThatIsWrong(t *testing.T) {
 			"steps[0].retry.maxBackoff", "between"},
 		"initial backoff too long": {Definition{Steps: []Step{step("a", func(s *Step) { s.Do.Retry.InitialBackoff, s.Do.Retry.MaxBackoff = MaxBackoff+1, MaxBackoff+1 })}},
 			"steps[0].retry.initialBackoff", "between"},
-		"name too long":    {Definition{Steps: []Step{step(strings.Repeat("a", MaxNameLength+1))}}, "steps[0].name", "characters"},
-		"too many outputs": {Definition{Steps: []Step{step("a", outputs(MaxOutputsPerStep+1))}}, "steps[0].output", "limit of 64"},
+		"name too long":                    {Definition{Steps: []Step{step(strings.Repeat("a", MaxNameLength+1))}}, "steps[0].name", "characters"},
+		"too many outputs":                 {Definition{Steps: []Step{step("a", outputs(MaxOutputsPerStep+1))}}, "steps[0].output", "limit of 64"},
+		"too many expressions in one step": {Definition{Steps: []Step{step("a", with(`{"body": ["`+strings.Repeat(`${1}`, 2001)+`"]}`))}}, "steps[0].test.body[0]", "more than 2000 expressions"},
+		"too many expressions in all": {Definition{Steps: []Step{step("a", with(`{"body": ["`+strings.Repeat(`${1}`, 1500)+`"]}`)), step("b", with(`{"body": ["`+strings.Repeat(`${1}`, 1500)+`"]}`)),
+			step("c", with(`{"body": ["`+strings.Repeat(`${1}`, 1001)+`"]}`))}}, "steps[2].test", "more than 4000 expressions"},
 		"too many dependencies": {Definition{Steps: []Step{step("a", func(s *Step) {
 			for i := range MaxDependenciesStep + 1 {
 				s.DependsOn = append(s.DependsOn, fmt.Sprintf("s%d", i))

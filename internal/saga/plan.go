@@ -17,6 +17,8 @@ type Plan struct {
 	index map[string]int
 	// order lists the steps so that each one comes after those it depends on.
 	order []int
+	// expressions is how many there are in all templates.
+	expressions int
 }
 
 type planStep struct {
@@ -26,6 +28,9 @@ type planStep struct {
 
 // Definition returns what the plan was compiled from.
 func (p *Plan) Definition() Definition { return p.def }
+
+// Expressions returns how many expressions the plan holds: they are most of its size in memory.
+func (p *Plan) Expressions() int { return p.expressions }
 
 // effect returns the definition of the effect that an attempt belongs to; nil when the plan has none such.
 func (p *Plan) effect(a Attempt) *Effect {
