@@ -49,7 +49,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		return
 	}
 	state, plan := r.state, r.plan
-	e.pool.submit(func() {
+	e.pool.submit(r.key.Namespace, func() {
 		defer cancel()
 		if ctx.Err() != nil || !e.accepting() {
 			return
