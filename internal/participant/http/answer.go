@@ -47,6 +47,9 @@ var (
 	buffers     = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 )
 
+// smallAnswerBytes is how large an answer may be that need not wait for room.
+const smallAnswerBytes = 64 << 10
+
 // maxPooledBytes keeps a few large answers from holding memory for good.
 const maxPooledBytes = 64 << 10
 
@@ -63,13 +66,15 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) parti
 			buffers.Put(b)
 		}
 	}()
-	readErr := p.read(b, resp)
+	release := func() {}
+	defer func() { release() }()
+	readErr := p.read(ctx, b, resp, &release)
 	var body any
 	if readErr == nil {
 		body = decode(b.Bytes(), resp.Header.Get("Content-Type"))
 	}
 	result := participant.Result{
-		Kind:     kindOf(resp.StatusCode),
+		Kind:     kindOf(resp),
 		Response: map[string]any{"status": int64(resp.StatusCode), "headers": headersOf(resp.Header), "body": body},
 	}
 	if result.Kind != saga.Succeeded {
@@ -94,26 +99,37 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) parti
 
 // read reads the body to its end, so that the connection can be used again, or to the limit, which also holds for what is compressed
 // and for what it expands to.
-func (p *Participant) read(b *bytes.Buffer, resp *nethttp.Response) error {
+//
+// The large ones have to wait for room: hundreds at once would not fit. release gives it back when nothing of the answer is held any more.
+func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.Response, release *func()) error {
 	if resp.ContentLength > p.limit {
 		return errTooLarge
 	}
 	if n := resp.ContentLength; n > 0 {
-		b.Grow(int(n) + bytes.MinRead)
+		b.Grow(int(min(n, smallAnswerBytes)) + bytes.MinRead)
 	}
-	raw := &limited{resp.Body, p.limit}
-	if !strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
-		_, err := b.ReadFrom(raw)
+	from := &limited{resp.Body, p.limit}
+	if strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
+		z, err := gzip.NewReader(from)
+		if errors.Is(err, io.EOF) {
+			return nil // an empty body
+		}
+		if err != nil {
+			return err
+		}
+		from = &limited{z, p.limit}
+	}
+	switch _, err := io.CopyN(b, from, smallAnswerBytes); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
 		return err
 	}
-	z, err := gzip.NewReader(raw)
-	if errors.Is(err, io.EOF) {
-		return nil // an empty body
-	}
-	if err != nil {
+	if err := p.room.Acquire(ctx, p.limit); err != nil {
 		return err
 	}
-	_, err = b.ReadFrom(&limited{z, p.limit})
+	*release = func() { p.room.Release(p.limit) }
+	_, err := b.ReadFrom(from)
 	return err
 }
 
@@ -197,16 +213,19 @@ func headersOf(h nethttp.Header) map[string]any {
 	return out
 }
 
-func kindOf(status int) saga.OutcomeKind {
-	switch {
+func kindOf(resp *nethttp.Response) saga.OutcomeKind {
+	switch status := resp.StatusCode; {
 	case status < 300:
 		return saga.Succeeded
 	case status == nethttp.StatusTooManyRequests, status == nethttp.StatusServiceUnavailable:
 		return saga.Retryable
 	case status == nethttp.StatusRequestTimeout, status == nethttp.StatusTooEarly:
 		return saga.Unknown
+	case status == nethttp.StatusTemporaryRedirect, status == nethttp.StatusPermanentRedirect:
+		return saga.Rejected // it would have to be sent elsewhere, so here it was not carried out
+	case status < 400 && resp.Request.Method != nethttp.MethodGet:
+		return saga.Unknown // see other: what has been done, very often
 	case status < 500:
-		// A redirect too: whatever it points at, at this URL the request was not carried out.
 		return saga.Rejected
 	}
 	return saga.Unknown

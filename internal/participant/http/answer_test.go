@@ -3,6 +3,8 @@ package http
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -33,8 +36,9 @@ func TestTheStatusSaysTheOutcome(t *testing.T) {
 		reason, message string
 	}{
 		200: {saga.Succeeded, "", ""}, 201: {saga.Succeeded, "", ""}, 202: {saga.Succeeded, "", ""}, 204: {saga.Succeeded, "", ""}, 299: {saga.Succeeded, "", ""},
-		301: {saga.Rejected, "MovedPermanently", "redirect to host 169.254.169.254 is not followed (301)"},
-		304: {saga.Rejected, "NotModified", "(304)"}, 307: {saga.Rejected, "TemporaryRedirect", "not followed (307)"},
+		301: {saga.Unknown, "MovedPermanently", "redirect to host 169.254.169.254 is not followed (301)"},
+		302: {saga.Unknown, "Found", "not followed (302)"}, 303: {saga.Unknown, "SeeOther", "not followed (303)"}, // often said when it has been done
+		304: {saga.Unknown, "NotModified", "(304)"}, 307: {saga.Rejected, "TemporaryRedirect", "not followed (307)"}, 308: {saga.Rejected, "PermanentRedirect", "not followed (308)"},
 		400: {saga.Rejected, "BadRequest", "Bad Request (400)"}, 402: {saga.Rejected, "PaymentRequired", "(402)"}, 404: {saga.Rejected, "NotFound", "(404)"},
 		409: {saga.Rejected, "Conflict", "(409)"}, 418: {saga.Rejected, "Imateapot", "(418)"}, 499: {saga.Rejected, "Status499", "(499)"},
 		408: {saga.Unknown, "RequestTimeout", "(408)"}, 425: {saga.Unknown, "TooEarly", "(425)"},
@@ -230,5 +234,45 @@ func TestAnAnswerUpToTheLimitPasses(t *testing.T) {
 				t.Errorf("gzip %v, %d bytes: %v %s", zipped, size, r.Kind, r.Reason)
 			}
 		}
+	}
+}
+
+// TestLargeAnswersWaitForRoomAndSmallOnesDoNot takes all the room, as many large answers at once would.
+func TestLargeAnswersWaitForRoomAndSmallOnesDoNot(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		size := 100 // a small answer
+		if r.URL.Path == "/large" {
+			size = 2 * smallAnswerBytes
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `"`+strings.Repeat("x", size)+`"`)
+	})
+	p := newParticipant(t, Options{})
+	all := int64(largeAnswers * DefaultMaxAnswerBytes)
+	if !p.room.TryAcquire(all) {
+		t.Fatal("there is less room than there should be")
+	}
+	if r := do(t, p, post(s.URL+"/small")); r.Kind != saga.Succeeded {
+		t.Errorf("%+v", r)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan participant.Result)
+	go func() { ended <- p.Do(ctx, post(s.URL+"/large")) }()
+	select {
+	case r := <-ended:
+		t.Fatalf("it did not wait: %+v", r)
+	case <-time.After(100 * time.Millisecond): // long enough to fail a participant that does not wait
+	}
+	cancel(errors.New("the attempt's time is over"))
+	if r := <-ended; r.Kind != saga.Unknown || r.Reason != "AnswerBroken" {
+		t.Errorf("%+v", r)
+	}
+	p.room.Release(all)
+	if r := do(t, p, post(s.URL+"/large")); r.Kind != saga.Succeeded || len(r.Response["body"].(string)) != 2*smallAnswerBytes {
+		t.Errorf("%s %s", r.Kind, r.Message)
+	}
+	if !p.room.TryAcquire(all) {
+		t.Error("an answer has not given its room back")
 	}
 }

@@ -47,6 +47,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/vextrus/saga-operator/internal/egress"
 	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -100,6 +102,7 @@ type Callbacks interface {
 type Participant struct {
 	transport *nethttp.Transport
 	limit     int64
+	room      *semaphore.Weighted // for answers that are not small
 	userAgent string
 	clock     func() time.Time
 	callbacks Callbacks
@@ -122,7 +125,7 @@ func New(o Options) *Participant {
 		o.Clock = time.Now
 	}
 	return &Participant{
-		limit: o.MaxAnswerBytes, userAgent: o.UserAgent, clock: o.Clock, callbacks: o.Callbacks,
+		limit: o.MaxAnswerBytes, room: semaphore.NewWeighted(largeAnswers * o.MaxAnswerBytes), userAgent: o.UserAgent, clock: o.Clock, callbacks: o.Callbacks,
 		// The transport alone, without a client: no redirects, no cookies, no credentials from a URL. Proxy stays nil: a proxy would do
 		// the connecting, and the egress policy would judge the proxy's address.
 		transport: &nethttp.Transport{
@@ -138,6 +141,9 @@ func New(o Options) *Participant {
 		},
 	}
 }
+
+// largeAnswers is how many answers of the largest size are held at once. All others together are smaller than these.
+const largeAnswers = 16
 
 // Close closes idle connections. Calls in flight are not affected.
 func (p *Participant) Close() { p.transport.CloseIdleConnections() }
