@@ -79,7 +79,7 @@ func (d *decision) startSaga() {
 		return
 	}
 	e := *d.in.Start
-	e.At = d.at()
+	e.At, e.CreatedBy = d.at(), clip(e.CreatedBy, maxMessageBytes)
 	if e.Definition.Deadline > 0 {
 		e.DeadlineAt = d.in.Now.Add(e.Definition.Deadline)
 	}
@@ -282,9 +282,9 @@ func (d *decision) finishRollback() {
 
 func moving(s EffectStatus) bool { return s.UnderWay() || s == Waiting }
 
-// clip shortens a text to so many bytes of valid UTF-8.
+// clip shortens a text to so many bytes of valid UTF-8 without NUL, which PostgreSQL keeps in no text.
 func clip(s string, limit int) string {
-	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 	if len(s) <= limit {
 		return s
 	}

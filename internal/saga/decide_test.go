@@ -473,9 +473,9 @@ func TestAParticipantMayAskForALongerPauseUpToTheCap(t *testing.T) {
 func TestMessagesOfOutcomesAreClippedToValidText(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a")}})
-	h.decide(Outcome{Attempt: h.inFlight("a", Action), Kind: Rejected, Reason: strings.Repeat("R", 500), Message: "x" + strings.Repeat("é", 5000) + "\xff"})
+	h.decide(Outcome{Attempt: h.inFlight("a", Action), Kind: Rejected, Reason: strings.Repeat("R", 500), Message: "x\x00" + strings.Repeat("é", 5000) + "\xff"})
 	f := h.state.Step("a").Do
-	if len(f.Reason) > maxReasonBytes || len(f.Message) > maxMessageBytes || !utf8.ValidString(f.Message) {
+	if len(f.Reason) > maxReasonBytes || len(f.Message) > maxMessageBytes || !utf8.ValidString(f.Message) || strings.ContainsRune(f.Message, 0) {
 		t.Errorf("kept a reason of %d and a message of %d bytes", len(f.Reason), len(f.Message))
 	}
 }

@@ -2,7 +2,9 @@ package saga
 
 import (
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Verdict is what a person decides about a parked saga.
@@ -41,7 +43,7 @@ func (e *DecisionError) Error() string { return e.Message }
 
 // Decided returns the event by which a decision counts, or a *DecisionError. It is pure, as Decide is.
 func Decided(s State, d Decision, now time.Time) (DecisionMade, error) {
-	e := DecisionMade{At: At{At: now}, Step: d.Step, Verdict: d.Verdict, By: d.By, Reason: d.Reason}
+	e := DecisionMade{At: At{At: now}, Step: d.Step, Verdict: d.Verdict, By: clip(d.By, maxMessageBytes), Reason: d.Reason}
 	wrong := func(field, format string, args ...any) (DecisionMade, error) {
 		return e, &DecisionError{Field: field, Message: fmt.Sprintf(format, args...)}
 	}
@@ -52,6 +54,9 @@ func Decided(s State, d Decision, now time.Time) (DecisionMade, error) {
 	}
 	if len(d.Reason) > maxMessageBytes {
 		return wrong("reason", "the reason is %d bytes long; the limit is %d", len(d.Reason), maxMessageBytes)
+	}
+	if strings.ContainsRune(d.Reason, 0) || !utf8.ValidString(d.Reason) {
+		return wrong("reason", "the reason holds a NUL, or is not UTF-8")
 	}
 	if d.Step != "" && s.Step(d.Step) == nil {
 		return wrong("step", "the saga has no step %q", d.Step)

@@ -91,3 +91,27 @@ func TestADecisionThatCannotBeTakenSaysWhy(t *testing.T) {
 		t.Errorf("a saga that is not parked: %v", err)
 	}
 }
+
+func TestADecisionWithATextThatPostgreSQLCannotKeepIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []string{"a\x00b", "a\xffb"} {
+		var wrong *DecisionError
+		if _, err := Decided(parkedAt(t).state, Decision{Verdict: Skipped, By: "ann", Reason: reason}, t0); !errors.As(err, &wrong) || wrong.Field != "reason" {
+			t.Errorf("%q: %v", reason, err)
+		}
+	}
+	e, err := Decided(parkedAt(t).state, Decision{Verdict: Skipped, By: "an\x00n"}, t0)
+	if err != nil || strings.ContainsRune(e.By, 0) {
+		t.Errorf("%q, %v", e.By, err)
+	}
+}
+
+func TestTheNameOfWhoeverMadeASagaIsKeptAsPostgreSQLCan(t *testing.T) {
+	t.Parallel()
+	h := prepare(t, twoSteps)
+	h.in.Start.CreatedBy = "a\x00da"
+	h.decide()
+	if h.state.CreatedBy != "a\uFFFDda" {
+		t.Errorf("%q", h.state.CreatedBy)
+	}
+}
