@@ -14,14 +14,15 @@ import (
 // answers returns the outcomes of the attempts that were accepted and have been answered. The answer is to the effect: whichever of its attempts the participant had in mind,
 // it is the latest one that is waited for.
 func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]saga.Outcome, error) {
-	if !r.state.Awaits() {
+	awaited := r.state.Awaited()
+	if len(awaited) == 0 {
 		return nil, nil
 	}
 	uid, err := uuid.Parse(r.key.UID)
 	if err != nil {
 		return nil, fmt.Errorf("reading the saga's uid: %w", err)
 	}
-	all, err := e.Store.Answers(ctx, uid)
+	all, err := e.Store.Answers(ctx, uid, awaited...)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +36,7 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 		if saga.Direction(all[i].Direction) == saga.Compensation {
 			f = &step.Compensation
 		}
-		if f.Status == saga.Accepted {
+		if f.Status == saga.Accepted && f.Before == all[i].Round {
 			outcomes = append(outcomes, e.answered(r, plan, &all[i], f.Attempts))
 		}
 	}

@@ -39,6 +39,22 @@ func put(t *testing.T, store eventstore.Store, a eventstore.Answer) {
 	}
 }
 
+// recorded waits until the latest event of a saga is of a type.
+func recorded(t *testing.T, store eventstore.Store, k Key, typ string) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		got := history(t, store, k)
+		if len(got) > 0 && got[len(got)-1] == typ {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is not recorded, but %v", typ, got)
+		}
+	}
+}
+
 func TestAnAnswerThatComesBeforeTheAcceptanceIsRecordedIsNotLost(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
@@ -64,11 +80,7 @@ func TestAnAnswerMovesASagaThatHoldsNoWorkerMeanwhile(t *testing.T) {
 	k := newKey(t)
 	b.runner.Enqueue(k)
 	call := <-accepted
-	for { // until the acceptance is recorded
-		if got := history(t, store, k); got[len(got)-1] == "AttemptAccepted" {
-			break
-		}
-	}
+	recorded(t, store, k, "AttemptAccepted")
 	put(t, store, answerTo(call))
 	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
 		t.Fatal(err)

@@ -90,17 +90,23 @@ func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) 
 	if err != nil {
 		return fmt.Errorf("taking an answer: %w: %w", eventstore.ErrInvalid, err)
 	}
-	answer := eventstore.Answer{
-		UID: found.UID, Step: found.Step, Direction: found.Direction, Rejected: a.Rejected, Reason: a.Reason, Message: a.Message, Response: response,
+	state, err := c.state(ctx, found.UID)
+	if err != nil {
+		return err
 	}
-	if answered, err := c.before(ctx, answer); answered || err != nil {
+	round, expected := state.Expects(found.Step, saga.Direction(found.Direction))
+	answer := eventstore.Answer{
+		UID: found.UID, Step: found.Step, Direction: found.Direction, Round: round, Rejected: a.Rejected, Reason: a.Reason, Message: a.Message, Response: response,
+	}
+	asked := found.Attempt > round // and not before a person had it tried again
+	if answered, err := c.before(ctx, answer, asked); answered || err != nil {
 		return err
 	}
 	if !c.now().Before(found.ExpiresAt) {
 		return fmt.Errorf("%w at %s", ErrCallbackExpired, found.ExpiresAt.Format(time.RFC3339))
 	}
-	if err := c.awaited(ctx, &found); err != nil {
-		return err
+	if !asked || !expected { // the effect has ended, or the saga has turned to rolling back, and waits for no action then
+		return ErrCallbackOver
 	}
 	kept, err := c.Store.PutAnswer(ctx, answer)
 	if err != nil {
@@ -109,53 +115,44 @@ func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) 
 	if kept {
 		return nil
 	}
-	if answered, err := c.before(ctx, answer); answered || err != nil { // somebody was faster
+	if answered, err := c.before(ctx, answer, asked); answered || err != nil { // somebody was faster
 		return err
 	}
 	return ErrCallbackOver // it has finished in the meantime
 }
 
-// before reports whether the effect has an answer already, with an error if that is another one.
-func (c *Callbacks) before(ctx context.Context, a eventstore.Answer) (bool, error) {
-	all, err := c.Store.Answers(ctx, a.UID)
+// before reports whether the effect has an answer already, with an error if that is another one. A token of an earlier round is good for repeating what was said then.
+func (c *Callbacks) before(ctx context.Context, a eventstore.Answer, asked bool) (bool, error) {
+	all, err := c.Store.Answers(ctx, a.UID, a.Step)
 	if err != nil {
 		return false, fmt.Errorf("taking an answer: %w", err)
 	}
 	for _, old := range all {
-		if old.Step != a.Step || old.Direction != a.Direction {
+		if old.Direction != a.Direction || asked != (old.Round == a.Round) {
 			continue
 		}
 		if old.Rejected == a.Rejected && old.Reason == a.Reason && old.Message == a.Message && bytes.Equal(old.Response, a.Response) {
 			return true, nil
 		}
-		return true, ErrCallbackUsed
+		if asked {
+			return true, ErrCallbackUsed
+		}
 	}
 	return false, nil
 }
 
-// awaited reports, as an ErrCallbackOver, that an answer would come to nothing: the effect has ended, or the saga has turned to rolling back, and does not wait for actions then.
-func (c *Callbacks) awaited(ctx context.Context, found *eventstore.Callback) error {
-	row, err := c.Store.SagaState(ctx, found.UID)
+// state is that of a saga, as its row has it.
+func (c *Callbacks) state(ctx context.Context, uid uuid.UUID) (saga.State, error) {
+	var state saga.State
+	row, err := c.Store.SagaState(ctx, uid)
 	if errors.Is(err, eventstore.ErrNotFound) {
-		return ErrCallbackOver
+		return state, ErrCallbackOver
 	}
 	if err != nil {
-		return fmt.Errorf("taking an answer: %w", err)
+		return state, fmt.Errorf("taking an answer: %w", err)
 	}
-	var state saga.State
 	if err := json.Unmarshal(row.State, &state); err != nil {
-		return fmt.Errorf("taking an answer: reading the state of saga %s: %w", found.UID, err)
+		return state, fmt.Errorf("taking an answer: reading the state of saga %s: %w", uid, err)
 	}
-	step := state.Step(found.Step)
-	if step == nil {
-		return ErrCallbackOver
-	}
-	effect, phase := step.Do, saga.Running
-	if saga.Direction(found.Direction) == saga.Compensation {
-		effect, phase = step.Compensation, saga.Compensating
-	}
-	if state.Phase != phase || !effect.Status.UnderWay() && effect.Status != saga.Waiting {
-		return ErrCallbackOver
-	}
-	return nil
+	return state, nil
 }

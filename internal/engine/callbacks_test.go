@@ -56,11 +56,8 @@ func answering(t *testing.T, store eventstore.Store, c *Callbacks) (*bench, Key,
 	k := newKey(t)
 	b.runner.Enqueue(k)
 	i := <-tokens
-	for {
-		if got := history(t, store, k); got[len(got)-1] == "AttemptAccepted" {
-			return b, k, i
-		}
-	}
+	recorded(t, store, k, "AttemptAccepted")
+	return b, k, i
 }
 
 func answered(t *testing.T, c *Callbacks, token string, a CallbackAnswer, want error) {
@@ -128,7 +125,7 @@ func TestAForgedCallbackChangesNothing(t *testing.T) {
 	for _, token := range []string{"", "x", strings.Repeat("A", len(i.token)), i.token + "=", i.token[:len(i.token)-1], strings.ToUpper(i.token), k.UID} {
 		answered(t, c, token, paid("p-1"), ErrNoCallback)
 	}
-	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID)); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -140,10 +137,10 @@ func TestACallbackAnswersItsOwnSagaStepAndDirectionOnly(t *testing.T) {
 	_, one, i := answering(t, store, c)
 	_, two, _ := answering(t, store, c)
 	answered(t, c, i.token, paid("p-1"), nil)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(two.UID)); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(two.UID), "pay"); err != nil || len(got) != 0 {
 		t.Errorf("the other saga has %v, %v", got, err)
 	}
-	got, err := store.Answers(t.Context(), uuid.MustParse(one.UID))
+	got, err := store.Answers(t.Context(), uuid.MustParse(one.UID), "pay")
 	if err != nil || len(got) != 1 || got[0].Step != "pay" || got[0].Direction != string(saga.Action) {
 		t.Errorf("the saga has %v, %v", got, err)
 	}
@@ -164,7 +161,7 @@ func TestACallbackIsOfNoUseAfterItsEnd(t *testing.T) {
 	now = now.Add(agreed)
 	mu.Unlock()
 	answered(t, c, i.token, paid("p-1"), ErrCallbackExpired)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID)); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 	mu.Lock()
@@ -187,7 +184,7 @@ func TestACallbackAfterTheDeadlineChangesNothing(t *testing.T) {
 		t.Fatalf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
 	}
 	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID)); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -213,7 +210,7 @@ func TestACallbackDuringTheRollbackChangesNothing(t *testing.T) {
 	i := <-tokens
 	<-undoing
 	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID)); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 	close(goOn)
@@ -243,7 +240,7 @@ func TestOfManyCallbacksAtOnceOneIsTaken(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID)); err != nil || len(got) != 1 || taken != 1 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 1 || taken != 1 {
 		t.Errorf("%d were taken, and %v kept: %v", taken, got, err)
 	}
 }
@@ -273,5 +270,58 @@ func TestAnEarlierAttemptsCallbackSettlesTheEffect(t *testing.T) {
 	b.runner.Enqueue(newKey(t))
 	if r := b.await(); r.State.Phase != saga.Completed || r.State.Step("pay").Do.Attempts != 2 {
 		t.Errorf("the saga is %s after %d attempts", r.State.Phase, r.State.Step("pay").Do.Attempts)
+	}
+}
+
+// TestACompensationThatIsTriedAgainByDecisionIsAnsweredAnew has a compensation rejected by its callback, and a person have it tried again: what was answered before does not count.
+func TestACompensationThatIsTriedAgainByDecisionIsAnsweredAnew(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	tokens := make(chan issued, 1)
+	p := &scripted{}
+	p.do = func(_ context.Context, call participant.Call) participant.Result {
+		switch {
+		case call.Attempt.Direction == saga.Compensation:
+			token, err := c.Issue(context.Background(), call, agreed)
+			if err != nil {
+				t.Error(err)
+			}
+			tokens <- issued{call, token}
+			return participant.Result{Accepted: true, AnswerWithin: agreed}
+		case call.Attempt.Step == "ship":
+			return participant.Result{Kind: saga.Rejected}
+		}
+		return participant.Result{Kind: saga.Succeeded}
+	}
+	b := newBench(t, store, p, start(definition("pay", "ship"))).run()
+	k := newKey(t)
+	b.runner.Enqueue(k)
+	tell := func() {
+		t.Helper()
+		if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, no := <-tokens, CallbackAnswer{Rejected: true, Reason: "Closed", Message: "the account is closed"}
+	recorded(t, store, k, "AttemptAccepted")
+	answered(t, c, first.token, no, nil)
+	tell()
+	if r := b.await(); r.State.Phase != saga.CompensationFailed {
+		t.Fatalf("the saga is %s", r.State.Phase)
+	}
+	if err := b.engine.Decide(t.Context(), k, saga.Decision{Verdict: saga.Retried, By: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	tell()
+	second := <-tokens
+	recorded(t, store, k, "AttemptAccepted") // and not rejected once more
+	answered(t, c, first.token, no, nil)     // the participant may not have seen that it was taken
+	answered(t, c, first.token, paid("late"), ErrCallbackOver)
+	answered(t, c, second.token, paid("back"), nil)
+	answered(t, c, second.token, no, ErrCallbackUsed)
+	tell()
+	if r := b.await(); r.State.Phase != saga.Compensated {
+		t.Errorf("the saga is %s", r.State.Phase)
 	}
 }

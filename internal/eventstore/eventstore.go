@@ -141,6 +141,8 @@ type Answer struct {
 	UID uuid.UUID
 	// Step and Direction name the effect. An answer is to the effect, whichever of its attempts led to it.
 	Step, Direction string
+	// Round is how many attempts of the effect had been made when a person last had it tried again, and 0 before: that asks anew, and what was answered before does not count.
+	Round int
 	// Rejected is a definite no, with a Reason (one word for programs) and a Message (for people).
 	Rejected        bool
 	Reason, Message string
@@ -213,19 +215,21 @@ type Store interface {
 	UnfinishedSagas(ctx context.Context, after uuid.UUID, limit int) ([]SagaState, error)
 	// SagaState returns the state row of one saga; ErrNotFound when there is none.
 	SagaState(ctx context.Context, uid uuid.UUID) (SagaState, error)
-	// PutAnswer keeps the answer to an effect of a saga that has not finished. It reports false where that has an answer already, has finished, or is not known: nothing is
+	// PutAnswer keeps the answer to an effect of a saga that has not finished. It reports false where that has an answer in this round already, has finished, or is not known: nothing is
 	// changed then.
 	PutAnswer(ctx context.Context, a Answer) (bool, error)
-	// Answers returns the answers to the effects of a saga, in no order.
-	Answers(ctx context.Context, uid uuid.UUID) ([]Answer, error)
+	// Answers returns the answers, of all rounds, to the effects of some steps of a saga, in no order. Each may be MaxAnswerBytes long.
+	Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]Answer, error)
 	// Nudge has TakeAnswered return a saga, once, although it has no new answer: something else was appended for whoever drives it. One that is not known, or has finished, is not.
 	Nudge(ctx context.Context, uid uuid.UUID) error
 	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before, or a nudge.
 	TakeAnswered(ctx context.Context, limit int) ([]SagaState, error)
-	// PutCallback keeps a callback, for as long as the saga's state row. Keeping it again is a success.
+	// PutCallback keeps a callback, for as long as the saga's state row at most. Keeping it again is a success.
 	PutCallback(ctx context.Context, c Callback) error
 	// Callback returns the callback of a token's hash; ErrNotFound when there is none.
 	Callback(ctx context.Context, tokenHash [32]byte) (Callback, error)
+	// RemoveCallbacks removes up to limit callbacks that expired before a time, and returns how many.
+	RemoveCallbacks(ctx context.Context, expiredBefore time.Time, limit int) (int, error)
 	// Messages returns up to limit messages of the outbox whose position is greater than after, in the order of their positions. It is for people and tests: a
 	// position is drawn before its transaction commits, so a reader that follows positions alone can pass over a message that commits late.
 	Messages(ctx context.Context, after int64, limit int) ([]RecordedMessage, error)

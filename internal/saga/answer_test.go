@@ -15,12 +15,12 @@ func TestAnAcceptedAttemptIsNotUnderWayAndItsAnswerEndsIt(t *testing.T) {
 	if w := h.plan.Wake(h.state); !w.Equal(h.now.Add(time.Minute)) {
 		t.Errorf("it wants to be woken at %s", w)
 	}
-	if !h.state.Awaits() {
+	if got := h.state.Awaited(); len(got) != 1 || got[0] != "pay" {
 		t.Error("it does not say that it waits")
 	}
 	h.answers("pay", Action, Succeeded)
 	h.inFlightAre("ship/action")
-	if h.state.Awaits() {
+	if len(h.state.Awaited()) > 0 {
 		t.Error("it still waits")
 	}
 }
@@ -98,4 +98,35 @@ func TestAnActionThatIsAcceptedDuringTheRollbackIsUndoneAtOnce(t *testing.T) {
 	}
 	h.ends("pay", Compensation, Succeeded)
 	h.phaseIs(Compensated)
+}
+
+func TestAnAnswerIsExpectedOnlyWhileTheSagaWantsTheEffect(t *testing.T) {
+	t.Parallel()
+	expects := func(h *history, step string, dir Direction, round int, want bool) {
+		t.Helper()
+		if got, ok := h.state.Expects(step, dir); ok != want || want && got != round {
+			t.Errorf("the %s of %s: round %d, expected: %t", dir, step, got, ok)
+		}
+	}
+	h := begin(t, twoSteps)
+	expects(h, "pay", Action, 0, true) // it may come before the acceptance
+	expects(h, "pay", Compensation, 0, false)
+	expects(h, "ship", Action, 0, false)
+	expects(h, "none", Action, 0, false)
+	h.ends("pay", Action, Unknown)
+	expects(h, "pay", Action, 0, true) // between two attempts
+	h.wake()
+	h.in.Cancel = true
+	h.decide()
+	h.inFlightAre("pay/action")
+	expects(h, "pay", Action, 0, false) // a rollback waits for none
+	h.accepts("pay", Action)
+	expects(h, "pay", Compensation, 0, true)
+	h.ends("pay", Compensation, Rejected)
+	h.phaseIs(CompensationFailed)
+	expects(h, "pay", Compensation, 0, false)
+	h.decided(Decision{Verdict: Retried})
+	expects(h, "pay", Compensation, 1, true)
+	h.ends("pay", Compensation, Succeeded)
+	expects(h, "pay", Compensation, 1, false)
 }

@@ -107,14 +107,28 @@ type State struct {
 	Labels map[string]string `json:"-"`
 }
 
-// Awaits reports whether some effect waits for its participant's answer.
-func (s *State) Awaits() bool {
+// Awaited returns the steps of which some effect waits for its participant's answer.
+func (s *State) Awaited() []string {
+	var names []string
 	for i := range s.Steps {
 		if s.Steps[i].Do.Status == Accepted || s.Steps[i].Compensation.Status == Accepted {
-			return true
+			names = append(names, s.Steps[i].Name)
 		}
 	}
-	return false
+	return names
+}
+
+// Expects reports whether an answer to an effect would count: an attempt is under way or has been accepted, or another is to follow, and the saga still wants the effect. round is how many
+// attempts had been made before a person had it tried again.
+func (s *State) Expects(step string, dir Direction) (round int, expected bool) {
+	if s.Step(step) == nil {
+		return 0, false
+	}
+	f, phase := s.effect(Attempt{Step: step, Direction: dir}), Running
+	if dir == Compensation {
+		phase = Compensating
+	}
+	return f.Before, s.Phase == phase && moving(f.Status)
 }
 
 // Step returns the state of the named step, or nil.

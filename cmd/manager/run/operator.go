@@ -68,7 +68,7 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := wireAPI(c, log, mgr, pool, store, machine); err != nil {
 		return err
 	}
-	if err := errors.Join(mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log})); err != nil {
+	if err := errors.Join(mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log}), mgr.Add(&callbackSweep{store: store, log: log})); err != nil {
 		return err
 	}
 	// Readiness outlives the context: while the operator stops it says why it is not ready.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -31,7 +32,7 @@ func (s *Store) PutAnswer(ctx context.Context, a eventstore.Answer) (bool, error
 		return false, nil
 	}
 	for _, kept := range s.answers[a.UID] {
-		if kept.Step == a.Step && kept.Direction == a.Direction {
+		if kept.Step == a.Step && kept.Direction == a.Direction && kept.Round == a.Round {
 			return false, nil
 		}
 	}
@@ -41,7 +42,7 @@ func (s *Store) PutAnswer(ctx context.Context, a eventstore.Answer) (bool, error
 }
 
 // Answers implements eventstore.Store.
-func (s *Store) Answers(ctx context.Context, uid uuid.UUID) ([]eventstore.Answer, error) {
+func (s *Store) Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]eventstore.Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("reading the answers to saga %s: %w", uid, err)
 	}
@@ -49,6 +50,9 @@ func (s *Store) Answers(ctx context.Context, uid uuid.UUID) ([]eventstore.Answer
 	defer s.mu.RUnlock()
 	var all []eventstore.Answer
 	for _, kept := range s.answers[uid] {
+		if !slices.Contains(steps, kept.Step) {
+			continue
+		}
 		a := kept.Answer
 		a.Response = bytes.Clone(a.Response)
 		all = append(all, a)

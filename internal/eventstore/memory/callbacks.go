@@ -38,3 +38,20 @@ func (s *Store) Callback(ctx context.Context, tokenHash [32]byte) (eventstore.Ca
 	}
 	return c, nil
 }
+
+// RemoveCallbacks implements eventstore.Store.
+func (s *Store) RemoveCallbacks(ctx context.Context, expiredBefore time.Time, limit int) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("removing callbacks that expired before %s: %w", expiredBefore.Format(time.RFC3339), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	removed := 0
+	for hash, c := range s.callbacks {
+		if removed < limit && c.ExpiresAt.Before(expiredBefore) {
+			delete(s.callbacks, hash)
+			removed++
+		}
+	}
+	return removed, nil
+}

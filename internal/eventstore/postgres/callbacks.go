@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -36,4 +37,14 @@ func (s *Store) Callback(ctx context.Context, tokenHash [32]byte) (eventstore.Ca
 		return c, Classified(fmt.Errorf("looking a callback up: %w", err))
 	}
 	return c, nil
+}
+
+// RemoveCallbacks implements eventstore.Store.
+func (s *Store) RemoveCallbacks(ctx context.Context, expiredBefore time.Time, limit int) (int, error) {
+	tag, err := s.pool.Exec(ctx, `DELETE FROM saga_callbacks WHERE token_hash IN (
+		SELECT token_hash FROM saga_callbacks WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)`, expiredBefore, max(limit, 0))
+	if err != nil {
+		return 0, Classified(fmt.Errorf("removing callbacks that expired before %s: %w", expiredBefore.Format(time.RFC3339), err))
+	}
+	return int(tag.RowsAffected()), nil
 }

@@ -45,7 +45,7 @@ var answers = []behaviour{
 		f.keeps(second, false)
 		second.Direction = "compensation"
 		f.keeps(second, true)
-		got, err := f.Answers(t.Context(), uid)
+		got, err := f.Answers(t.Context(), uid, "pay")
 		if err != nil || len(got) != 2 {
 			t.Fatalf("%v, %v", got, err)
 		}
@@ -54,6 +54,34 @@ var answers = []behaviour{
 		}
 		if diff := cmp.Diff([]eventstore.Answer{first, second}, got); diff != "" {
 			t.Error(diff)
+		}
+	}},
+	{"each round of attempts has an answer of its own", func(t *testing.T, f *fixture) {
+		uid := f.running()
+		first, second := answer(uid), answer(uid)
+		second.Round, second.Rejected, second.Reason = 3, true, "Declined"
+		f.keeps(first, true)
+		f.keeps(second, true)
+		second.Reason = "Other"
+		f.keeps(second, false)
+		got, err := f.Answers(t.Context(), uid, "pay")
+		if err != nil || len(got) != 2 || got[0].Round+got[1].Round != 3 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}},
+	{"only the answers of the steps that are asked for are read", func(t *testing.T, f *fixture) {
+		uid := f.running()
+		pay, ship, label := answer(uid), answer(uid), answer(uid)
+		ship.Step, label.Step = "ship", "label"
+		for _, a := range []eventstore.Answer{pay, ship, label} {
+			f.keeps(a, true)
+		}
+		got, err := f.Answers(t.Context(), uid, "ship", "label", "none")
+		if err != nil || len(got) != 2 || got[0].Step == "pay" || got[1].Step == "pay" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if got, err := f.Answers(t.Context(), uid); err != nil || len(got) != 0 {
+			t.Errorf("%+v, %v", got, err)
 		}
 	}},
 	{"an answer to a saga that is not known, or has finished, is not kept", func(_ *testing.T, f *fixture) {

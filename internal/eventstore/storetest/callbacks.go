@@ -74,6 +74,30 @@ var callbacks = []behaviour{
 			t.Errorf("it is still there: %v", err)
 		}
 	}},
+	{"callbacks that expired before a time are removed, so many at once", func(t *testing.T, f *fixture) {
+		uid := f.running()
+		long := time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)
+		var old []eventstore.Callback
+		for i := range 5 {
+			c := callback(uid, uid.String()+string(rune('a'+i)))
+			c.ExpiresAt = long.Add(time.Duration(i) * time.Hour)
+			if err := f.PutCallback(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			old = append(old, c)
+		}
+		for _, want := range []int{2, 2, 0} { // the last one is exactly as old, and stays
+			n, err := f.RemoveCallbacks(t.Context(), old[4].ExpiresAt, 2)
+			if err != nil || n != want {
+				t.Errorf("%d were removed, %v; want %d", n, err, want)
+			}
+		}
+		for i, c := range old {
+			if _, err := f.Callback(t.Context(), c.TokenHash); errors.Is(err, eventstore.ErrNotFound) == (i == 4) {
+				t.Errorf("callback %d: %v", i, err)
+			}
+		}
+	}},
 	{"a callback of nothing is refused", func(t *testing.T, f *fixture) {
 		uid := f.running()
 		for name, spoil := range map[string]func(*eventstore.Callback){

@@ -23,46 +23,94 @@ type Answers struct {
 	Logger *slog.Logger
 }
 
-// Handle keeps an answer that arrived at a sink, namespace/name. What is no answer to anything is logged and dropped: it would be none the next time, either. An error
-// says that the answer could not be kept and has to come again.
+// errNoAnswer says that a message answers nothing that is waited for: it would not the next time, either.
+var errNoAnswer = errors.New("it is no answer to anything that is waited for")
+
+// Handle keeps an answer that arrived at a sink, namespace/name. What is no answer to anything is logged and dropped. An error says that the answer could not be kept and has to come again.
 func (a *Answers) Handle(ctx context.Context, sink string, in outbox.Incoming) error {
-	namespace, _, _ := strings.Cut(sink, "/")
 	answer, err := decode(in)
 	if err == nil {
-		err = a.keep(ctx, namespace, answer)
+		err = a.keep(ctx, sink, answer)
 	}
-	if err == nil || errors.Is(err, eventstore.ErrUnavailable) || ctx.Err() != nil {
-		return err
+	if errors.Is(err, errNoAnswer) || errors.Is(err, eventstore.ErrInvalid) {
+		a.Logger.Warn("a message at a reply address is dropped", "sink", sink, "error", err)
+		return nil
 	}
-	a.Logger.Warn("a message at a reply address is no answer to any saga and is dropped", "sink", sink, "error", err)
-	return nil
+	return err
 }
 
-// keep keeps an answer to a saga of a namespace. Whoever may write to the reply address of one namespace answers no saga of another.
-func (a *Answers) keep(ctx context.Context, namespace string, answer eventstore.Answer) error {
-	state, err := a.Store.SagaState(ctx, answer.UID)
+// keep keeps an answer that a saga waits for from this very sink. Whoever may write to a reply address answers what was asked there, and nothing else: no other sink's messages, no other
+// namespace's sagas, and no step that waits for a callback.
+func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answer) error {
+	row, err := a.Store.SagaState(ctx, answer.UID)
+	if errors.Is(err, eventstore.ErrNotFound) {
+		return fmt.Errorf("%w: there is no saga %s", errNoAnswer, answer.UID)
+	}
 	if err != nil {
 		return err
 	}
-	if state.Namespace != namespace {
-		return fmt.Errorf("saga %s is not in namespace %s", answer.UID, namespace)
+	namespace, name, _ := strings.Cut(sink, "/")
+	if row.Namespace != namespace {
+		return fmt.Errorf("%w: saga %s is not in namespace %s", errNoAnswer, answer.UID, namespace)
 	}
+	var state saga.State
+	if err := json.Unmarshal(row.State, &state); err != nil {
+		return fmt.Errorf("reading the state of saga %s: %w", answer.UID, err)
+	}
+	round, expected := state.Expects(answer.Step, saga.Direction(answer.Direction))
+	if !expected {
+		return fmt.Errorf("%w: the %s of step %.80q of saga %s", errNoAnswer, answer.Direction, answer.Step, answer.UID)
+	}
+	if err := a.asked(ctx, name, &answer); err != nil {
+		return err
+	}
+	answer.Round = round
 	_, err = a.Store.PutAnswer(ctx, answer) // one that came before counts
 	return err
+}
+
+// asked makes sure that the effect is a message to this sink which asks for a reply. The definition stands in the saga's first event, and nobody changes it.
+func (a *Answers) asked(ctx context.Context, sink string, answer *eventstore.Answer) error {
+	first, err := a.Store.Load(ctx, "saga-"+answer.UID.String(), 1, 1)
+	if err != nil {
+		return err
+	}
+	if len(first) == 0 {
+		return fmt.Errorf("%w: the history of saga %s has been removed", errNoAnswer, answer.UID)
+	}
+	event, err := saga.Unmarshal(first[0].Type, first[0].SchemaVersion, first[0].Data)
+	if err != nil {
+		return fmt.Errorf("reading the definition of saga %s: %w", answer.UID, err)
+	}
+	started, _ := event.(saga.SagaStarted)
+	for _, step := range started.Definition.Steps {
+		effect := &step.Do
+		if saga.Direction(answer.Direction) == saga.Compensation {
+			effect = step.Compensation
+		}
+		var with struct {
+			Sink  string
+			Reply json.RawMessage
+		}
+		if step.Name == answer.Step && effect != nil && effect.Kind == Kind && json.Unmarshal(effect.With, &with) == nil && with.Sink == sink && len(with.Reply) > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: the %s of step %q of saga %s is no message to this sink that asks for a reply", errNoAnswer, answer.Direction, answer.Step, answer.UID)
 }
 
 // decode reads an answer.
 func decode(in outbox.Incoming) (eventstore.Answer, error) {
 	e, err := outbox.Decode(in)
 	if err != nil {
-		return eventstore.Answer{}, err
+		return eventstore.Answer{}, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	key, _ := e.Extensions()["correlationid"].(string)
 	uid, rest, _ := strings.Cut(key, "/")
 	step, direction, ok := strings.Cut(rest, "/")
 	id, err := uuid.Parse(uid)
 	if err != nil || !ok || direction != string(saga.Action) && direction != string(saga.Compensation) {
-		return eventstore.Answer{}, fmt.Errorf("its correlationid %.256q is not the one of a message of a saga", key)
+		return eventstore.Answer{}, fmt.Errorf("%w: its correlationid %.256q is not the one of a message of a saga", errNoAnswer, key)
 	}
 	answer := eventstore.Answer{UID: id, Step: step, Direction: direction}
 	body := bodyOf(&e)

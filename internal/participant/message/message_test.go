@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storemem "github.com/vextrus/saga-operator/internal/eventstore/memory"
 	"github.com/vextrus/saga-operator/internal/outbox"
@@ -137,18 +138,42 @@ func TestSettingsThatAreWrongNameTheirField(t *testing.T) {
 	}
 }
 
-// fixture is a store with one saga that waits for an answer.
+// reply is a message that asks for an answer.
+const reply = `{"sink":"events","type":"t","reply":{"timeout":"10m"}}`
+
+// fixture is a store with one saga whose first step, charge, waits for the answer to its message. Its other steps are of other kinds, to another sink, ask for nothing, or have not begun.
 func fixture(t *testing.T) *Answers {
 	t.Helper()
+	step := func(name, kind, with string, after ...string) saga.Step {
+		return saga.Step{Name: name, DependsOn: after, Do: saga.Effect{Kind: kind, With: json.RawMessage(with), AttemptTimeout: time.Minute, Retry: saga.Retry{MaxAttempts: 1}}}
+	}
+	waits := accepting{}
+	def := saga.Definition{Steps: []saga.Step{
+		step("charge", Kind, reply), step("elsewhere", Kind, strings.ReplaceAll(reply, "events", "other")), step("callback", "test", `{}`),
+		step("later", Kind, reply, "charge"),
+	}}
 	store := storemem.New()
-	_, err := store.Append(t.Context(), eventstore.Append{
-		Stream: "saga-" + uid, Events: []eventstore.Event{{ID: uuid.New(), Type: "SagaStarted", SchemaVersion: 1, Data: json.RawMessage(`{}`)}},
-		State: &eventstore.SagaState{UID: uuid.MustParse(uid), Namespace: "shop", Name: "order-1", Phase: "Running", State: json.RawMessage(`{}`)},
-	})
+	broker := &memory.Publisher{}
+	e, err := engine.New(engine.Options{Store: store, Notify: func(engine.Key) {}, Participants: participant.Registry{
+		Kind: New(sinks{"shop/events": broker, "shop/other": broker}, source), "test": waits,
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = e.Shutdown(context.Background()) })
+	if _, err := e.Advance(t.Context(), engine.Key{Namespace: "shop", Name: "order-1", UID: uid}, engine.Observation{Definition: &def}); err != nil {
+		t.Fatal(err)
+	}
 	return &Answers{Store: store, Logger: slog.New(slog.DiscardHandler)}
+}
+
+// accepting is a participant that answers later, by other means.
+type accepting struct{}
+
+func (accepting) Check(map[string]any) []saga.FieldError { return nil }
+
+func (accepting) Do(context.Context, participant.Call) participant.Result {
+	return participant.Result{Accepted: true, AnswerWithin: time.Hour}
 }
 
 func incoming(headers map[string]string, body string) outbox.Incoming {
@@ -163,7 +188,7 @@ func incoming(headers map[string]string, body string) outbox.Incoming {
 
 func (a *Answers) kept(t *testing.T) []eventstore.Answer {
 	t.Helper()
-	all, err := a.Store.Answers(t.Context(), uuid.MustParse(uid))
+	all, err := a.Store.Answers(t.Context(), uuid.MustParse(uid), "charge", "elsewhere", "callback", "later", "none")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,40 +225,68 @@ func TestAnAnswerCanBeADefiniteNo(t *testing.T) {
 func TestWhatIsNoAnswerIsDroppedAndChangesNothing(t *testing.T) {
 	t.Parallel()
 	a := fixture(t)
+	to := func(correlation string) outbox.Incoming {
+		return incoming(map[string]string{"ce-correlationid": correlation}, `{}`)
+	}
 	for what, in := range map[string]outbox.Incoming{
-		"no CloudEvent":         {Body: []byte("hello")},
-		"no correlation":        incoming(map[string]string{"ce-correlationid": "x"}, `{}`),
-		"of an unknown saga":    incoming(map[string]string{"ce-correlationid": uuid.NewString() + "/charge/action"}, `{}`),
-		"of no direction":       incoming(map[string]string{"ce-correlationid": uid + "/charge/sideways"}, `{}`),
-		"of a step with a NUL":  incoming(map[string]string{"ce-correlationid": uid + "/char\x00ge/action"}, `{}`),
-		"deeper than it may be": incoming(nil, strings.Repeat("[", 100_000)),
+		"no CloudEvent":                       {Body: []byte("hello")},
+		"no correlation":                      to("x"),
+		"of an unknown saga":                  to(uuid.NewString() + "/charge/action"),
+		"of no direction":                     to(uid + "/charge/sideways"),
+		"of a step with a NUL":                to(uid + "/char\x00ge/action"),
+		"of a step that is not there":         to(uid + "/none/action"),
+		"of a step that has not begun":        to(uid + "/later/action"),
+		"of a direction that has not begun":   to(uid + "/charge/compensation"),
+		"of a step that waits for a callback": to(uid + "/callback/action"),
+		"of another sink's message":           to(uid + "/elsewhere/action"),
+		"larger than it may be":               incoming(nil, `"`+strings.Repeat("x", eventstore.MaxAnswerBytes)+`"`),
 	} {
 		if err := a.Handle(t.Context(), "shop/events", in); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
+		if kept := a.kept(t); len(kept) > 0 {
+			t.Fatalf("%s: kept is %+v", what, kept)
+		}
 	}
+}
+
+func TestAReplyAddressAnswersNoSagaOfAnotherNamespace(t *testing.T) {
+	t.Parallel()
+	a := fixture(t)
 	if err := a.Handle(t.Context(), "bank/events", incoming(nil, `{}`)); err != nil {
 		t.Error(err)
 	}
-	for _, answer := range a.kept(t) {
-		if answer.Step != "charge" || string(answer.Response) == "" {
-			t.Errorf("kept is %+v", answer)
-		}
+	if kept := a.kept(t); len(kept) > 0 {
+		t.Errorf("kept is %+v", kept)
+	}
+}
+
+func TestAnAnswerThatIsNoJSONIsKeptAsText(t *testing.T) {
+	t.Parallel()
+	a := fixture(t)
+	if err := a.Handle(t.Context(), "shop/events", incoming(nil, strings.Repeat("[", 100_000))); err != nil {
+		t.Fatal(err)
+	}
+	if kept := a.kept(t); len(kept) != 1 || !strings.Contains(string(kept[0].Response), `"[[[`) {
+		t.Errorf("kept are %d", len(kept))
 	}
 }
 
 func TestAnAnswerThatCannotBeKeptComesAgain(t *testing.T) {
 	t.Parallel()
 	a := fixture(t)
-	a.Store = away{a.Store}
-	if err := a.Handle(t.Context(), "shop/events", incoming(nil, `{}`)); !errors.Is(err, eventstore.ErrUnavailable) {
-		t.Errorf("the error is %v", err)
+	for _, err := range []error{eventstore.ErrUnavailable, errors.New("permission denied for table saga_answers")} {
+		broken := &Answers{Store: away{a.Store, err}, Logger: a.Logger}
+		if got := broken.Handle(t.Context(), "shop/events", incoming(nil, `{}`)); !errors.Is(got, err) {
+			t.Errorf("the error is %v", got)
+		}
 	}
 }
 
 // away is a store whose answers cannot be kept at the moment.
-type away struct{ eventstore.Store }
-
-func (away) PutAnswer(context.Context, eventstore.Answer) (bool, error) {
-	return false, eventstore.ErrUnavailable
+type away struct {
+	eventstore.Store
+	err error
 }
+
+func (a away) PutAnswer(context.Context, eventstore.Answer) (bool, error) { return false, a.err }
