@@ -29,6 +29,7 @@ type Request struct {
 
 	http   *http.Request
 	effect Effect
+	again  bool // its effect was done before, under its key
 }
 
 // Decode reads the body: one JSON value without fields that into does not know. Its error is to be answered with 400.
@@ -60,7 +61,8 @@ type Answer struct {
 
 // Intent is what a request turned out to ask for.
 type Intent struct {
-	// Effect names what the action does and the compensation undoes: the same for both, and for no other pair. Empty where there is no compensation: then there is no barrier.
+	// Effect names what the action does and the compensation undoes: the same for both, and for no other pair. It may be empty where there is no compensation: then there is no barrier, and what
+	// was done is known for Options.TTL only.
 	Effect string
 	// Do does it, within the transaction and nowhere else. What it did is undone when it returns an error. A *Refusal is a definite no, and is kept as an answer is; a *Delay says that nothing
 	// has happened; after any other error the outcome is unknown, and the operator tries again under the same key. It may run more than once for one effect, but be committed once.
@@ -71,52 +73,77 @@ type Intent struct {
 
 // Action makes a handler of an action. parse turns a request into an intent, without doing anything; its error is answered with 400, or as its *Refusal or *Delay says, and not kept.
 //
-// Where another request has done the effect before, under another key, or its compensation has been here, the answer is 409: a definite no.
+// A request that comes again under its key is answered as before, however late, as long as its barrier is kept. Where another request has done the effect before, under another key, or its
+// compensation has been here, the answer is 409: a definite no.
 func (s *Service) Action(parse func(*Request) (Intent, error)) http.Handler {
-	return s.handler(parse, func(ctx context.Context, tx pgx.Tx, e Effect, in *Intent) (Answer, error) {
-		if e.Name != "" {
-			turn, err := Act(ctx, tx, e)
-			switch {
-			case err != nil:
-				return Answer{}, err
-			case turn == Undone:
-				return Answer{}, Refuse(http.StatusConflict, "%s has been undone already", e.Name)
-			case turn == Repeated:
-				return Answer{}, Refuse(http.StatusConflict, "%s has been done already, under another key", e.Name)
-			}
-		}
-		return in.Do(ctx, tx)
+	return s.handler(parse, func(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error) {
+		a, err := act(ctx, tx, r, in)
+		return a, definite(err)
 	})
+}
+
+// act carries an action out that was not carried out before.
+func act(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error) {
+	if r.effect.Name == "" {
+		return encodeAnswer(in.Do(ctx, tx))
+	}
+	turn, before, err := enter(ctx, tx, r.effect, &r.Key)
+	switch {
+	case err != nil:
+		return idempotency.Response{}, err
+	case before != nil:
+		r.again = true
+		return *before, nil
+	case turn == Undone:
+		return idempotency.Response{}, Refuse(http.StatusConflict, "%s has been undone already", r.effect.Name)
+	case turn == Repeated:
+		return idempotency.Response{}, Refuse(http.StatusConflict, "%s has been done already, under another key", r.effect.Name)
+	}
+	a, err := encodeAnswer(in.Do(ctx, tx))
+	if err == nil {
+		err = keep(ctx, tx, r.effect, a)
+	}
+	return a, err
 }
 
 // Compensation makes a handler of a compensation. Its Do is called only where there is something to undo. Work that was accepted and has not been done is withdrawn, and leaves nothing
 // to undo.
 func (s *Service) Compensation(parse func(*Request) (Intent, error)) http.Handler {
-	return s.handler(parse, func(ctx context.Context, tx pgx.Tx, e Effect, in *Intent) (Answer, error) {
-		if e.Name == "" {
-			return in.Do(ctx, tx)
+	return s.handler(parse, func(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error) {
+		if r.effect.Name == "" {
+			a, err := encodeAnswer(in.Do(ctx, tx))
+			return a, definite(err)
 		}
-		done, err := Undo(ctx, tx, e)
+		done, err := Undo(ctx, tx, r.effect)
 		if err != nil {
-			return Answer{}, err
+			return idempotency.Response{}, err
 		}
 		if done {
 			var withdrawn bool
-			if withdrawn, err = Withdraw(ctx, tx, e); err != nil {
-				return Answer{}, err
+			if withdrawn, err = Withdraw(ctx, tx, r.effect); err != nil {
+				return idempotency.Response{}, err
 			}
 			if !withdrawn {
-				return in.Do(ctx, tx)
+				a, err := encodeAnswer(in.Do(ctx, tx))
+				return a, definite(err)
 			}
 		}
 		if in.Nothing != nil {
-			return *in.Nothing, nil
+			return encodeAnswer(*in.Nothing, nil)
 		}
-		return Answer{Body: map[string]bool{"undone": false}}, nil
+		return encodeAnswer(Answer{Body: map[string]bool{"undone": false}}, nil)
 	})
 }
 
-type carryOut func(ctx context.Context, tx pgx.Tx, e Effect, in *Intent) (Answer, error)
+// definite has a refusal kept with its key.
+func definite(err error) error {
+	if no := (*Refusal)(nil); errors.As(err, &no) {
+		return &idempotency.Refusal{Response: idempotency.Response(plain(no.Status, no.Message))}
+	}
+	return err
+}
+
+type carryOut func(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error)
 
 func (s *Service) handler(parse func(*Request) (Intent, error), do carryOut) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
@@ -150,19 +177,10 @@ func (s *Service) once(ctx context.Context, r *Request, in *Intent, do carryOut)
 	key := idempotency.Key{Realm: r.Realm, Key: r.Key}
 	of := idempotency.FingerprintOf(r.http.Method, r.http.URL.RequestURI(), r.Body)
 	a, replayed, err := s.keys.Once(ctx, s.db, key, of, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
-		a, err := do(ctx, tx, r.effect, in)
-		if no := (*Refusal)(nil); errors.As(err, &no) {
-			kept, err := encode(no.Status, message{no.Message})
-			return kept, errors.Join(err, &idempotency.Refusal{Response: kept})
-		}
-		if err != nil {
-			return idempotency.Response{}, err
-		}
-		if a.Status == 0 {
-			a.Status = http.StatusOK
-		}
-		return encode(a.Status, a.Body)
+		r.again = false // what an earlier try has found may be gone
+		return do(ctx, tx, r, in)
 	})
+	replayed = replayed || r.again
 	if err == nil && replayed && a.Status == http.StatusAccepted && r.Callback != "" {
 		err = s.moved(ctx, r)
 	}
@@ -237,7 +255,22 @@ func encode(status int, body any) (idempotency.Response, error) {
 	if err != nil {
 		return idempotency.Response{}, fmt.Errorf("encoding the answer: %w", err)
 	}
-	return idempotency.Response{Status: status, Header: http.Header{"Content-Type": {"application/json"}}, Body: append(data, '\n')}, nil
+	return response(status, append(data, '\n')), nil
+}
+
+// encodeAnswer is what a Do has come to.
+func encodeAnswer(a Answer, err error) (idempotency.Response, error) {
+	if err != nil {
+		return idempotency.Response{}, err
+	}
+	if a.Status == 0 {
+		a.Status = http.StatusOK
+	}
+	return encode(a.Status, a.Body)
+}
+
+func response(status int, body []byte) idempotency.Response {
+	return idempotency.Response{Status: status, Header: http.Header{"Content-Type": {"application/json"}}, Body: body}
 }
 
 func (a answer) write(w http.ResponseWriter) {

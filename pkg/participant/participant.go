@@ -40,14 +40,24 @@ import (
 // Schema makes the tables of this package, and that of idempotency keys, in the first schema of the search path, and does nothing where they are. It may be run at every start, by several
 // processes at once, as one call of Exec without arguments, or be copied into a migration.
 const Schema = idempotency.Schema + `
--- Which effects have been done, and which must not be any more.
+-- Which effects have been done, by which key and with which answer, and which must not be any more.
 CREATE TABLE IF NOT EXISTS saga_barriers (
     realm  text        NOT NULL,
     effect text        NOT NULL,
     state  text        NOT NULL CHECK (state IN ('done', 'undone')),
     at     timestamptz NOT NULL DEFAULT now(),
+    key    text,
+    status integer,
+    body   bytea,
     PRIMARY KEY (realm, effect)
 );
+-- Looked for first: who alters a table waits for everybody who works with it, and has everybody wait, also where there is nothing to add.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'saga_barriers'::regclass AND attname = 'body') THEN
+        ALTER TABLE saga_barriers ADD COLUMN IF NOT EXISTS key text, ADD COLUMN IF NOT EXISTS status integer, ADD COLUMN IF NOT EXISTS body bytea;
+    END IF;
+END $$;
 -- Work that was accepted, and where its outcome is told.
 CREATE TABLE IF NOT EXISTS saga_work (
     realm       text        NOT NULL,
@@ -80,7 +90,8 @@ type Options struct {
 	MaxBody int64
 	// Timeout bounds the work for one request; 0 is 20 s. It should be shorter than the step's attemptTimeout.
 	Timeout time.Duration
-	// TTL is how long answers are kept; 0 is idempotency.DefaultTTL. It has to be longer than the operator goes on trying.
+	// TTL is how long the answers of keys are kept; 0 is idempotency.DefaultTTL. Those of actions that name their Effect are kept longer, with the barrier. For one without it has to be longer
+	// than the operator goes on trying.
 	TTL time.Duration
 	// Operators are the base URLs under which callbacks are posted, such as https://saga-operator-api.saga-system.svc; a request with another Saga-Callback is answered with 400. Where it is
 	// empty any URL is called: then only the operator may be able to reach the service, or somebody has it call what they cannot reach themselves.
