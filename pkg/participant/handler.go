@@ -64,7 +64,7 @@ type Intent struct {
 	// Effect names what the action does and the compensation undoes: the same for both, and for no other pair. It may be empty where there is no compensation: then there is no barrier, and what
 	// was done is known for Options.TTL only.
 	Effect string
-	// Do does it, within the transaction and nowhere else. What it did is undone when it returns an error. A *Refusal is a definite no, and is kept as an answer is; a *Delay says that nothing
+	// Do does it, within the transaction and nowhere else. What it did is undone when it returns an error. A *Refusal is a definite no, and that of an action is kept as an answer is; a *Delay says that nothing
 	// has happened; after any other error the outcome is unknown, and the operator tries again under the same key. It may run more than once for one effect, but be committed once.
 	Do func(ctx context.Context, tx pgx.Tx) (Answer, error)
 	// Nothing is what a compensation is answered with that finds nothing to undo; nil is 200 and {"undone": false}.
@@ -78,7 +78,10 @@ type Intent struct {
 func (s *Service) Action(parse func(*Request) (Intent, error)) http.Handler {
 	return s.handler(parse, func(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error) {
 		a, err := act(ctx, tx, r, in)
-		return a, definite(err)
+		if no := (*Refusal)(nil); errors.As(err, &no) {
+			err = &idempotency.Refusal{Response: idempotency.Response(plain(no.Status, no.Message))}
+		}
+		return a, err
 	})
 }
 
@@ -108,11 +111,12 @@ func act(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Re
 
 // Compensation makes a handler of a compensation. Its Do is called only where there is something to undo. Work that was accepted and has not been done is withdrawn, and leaves nothing
 // to undo.
+//
+// A refusal is answered and not kept: the saga is parked, and when a person has mended the cause and has it tried again, it comes under the same key.
 func (s *Service) Compensation(parse func(*Request) (Intent, error)) http.Handler {
 	return s.handler(parse, func(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error) {
 		if r.effect.Name == "" {
-			a, err := encodeAnswer(in.Do(ctx, tx))
-			return a, definite(err)
+			return encodeAnswer(in.Do(ctx, tx))
 		}
 		done, err := Undo(ctx, tx, r.effect)
 		if err != nil {
@@ -124,8 +128,7 @@ func (s *Service) Compensation(parse func(*Request) (Intent, error)) http.Handle
 				return idempotency.Response{}, err
 			}
 			if !withdrawn {
-				a, err := encodeAnswer(in.Do(ctx, tx))
-				return a, definite(err)
+				return encodeAnswer(in.Do(ctx, tx))
 			}
 		}
 		if in.Nothing != nil {
@@ -133,14 +136,6 @@ func (s *Service) Compensation(parse func(*Request) (Intent, error)) http.Handle
 		}
 		return encodeAnswer(Answer{Body: map[string]bool{"undone": false}}, nil)
 	})
-}
-
-// definite has a refusal kept with its key.
-func definite(err error) error {
-	if no := (*Refusal)(nil); errors.As(err, &no) {
-		return &idempotency.Refusal{Response: idempotency.Response(plain(no.Status, no.Message))}
-	}
-	return err
 }
 
 type carryOut func(ctx context.Context, tx pgx.Tx, r *Request, in *Intent) (idempotency.Response, error)

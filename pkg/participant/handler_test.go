@@ -47,6 +47,25 @@ func TestADefiniteNoIsKeptAndLeavesNothing(t *testing.T) {
 	r.answers(201, "POST", "/things/1", "another-key", `{}`)
 }
 
+func TestARefusedCompensationIsCarriedOutWhenItComesAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.answers(201, "POST", "/things/1", "a", `{}`)
+	r.failing(func(*participant.Request) error {
+		return participant.Refuse(http.StatusConflict, "the books are closed")
+	})
+	for range 2 {
+		if got := r.answers(http.StatusConflict, "DELETE", "/things/1", "c", ""); got.body != "{\"message\":\"the books are closed\"}\n" {
+			t.Error(got.body)
+		}
+		r.is("1", 1)
+	}
+	r.failing(nil) // somebody has opened them, and decided to try again: under the same key
+	r.answers(201, "DELETE", "/things/1", "c", "")
+	r.answers(201, "DELETE", "/things/1", "c", "")
+	r.is("1", 0)
+}
+
 func TestNotNowIsNotKept(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

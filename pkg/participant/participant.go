@@ -137,7 +137,8 @@ func New(pool DB, o Options) *Service {
 	return &Service{Options: o, db: pool, keys: idempotency.NewPostgres(pool, idempotency.Options{TTL: o.TTL})}
 }
 
-// Refusal is a definite no: the effect has not happened, and will not under this key. Nothing that was done in its transaction stays; the answer does.
+// Refusal is a definite no: the effect has not happened, and will not under this key. Nothing that was done in its transaction stays; the answer does. That of a compensation does not stay
+// either: whoever has mended the cause has it tried again under the same key.
 type Refusal struct {
 	// Status is a 4xx that the operator takes for a definite no: none of 408, 425 and 429.
 	Status  int
