@@ -12,6 +12,8 @@ const (
 	HeaderKey = "Idempotency-Key"
 	// HeaderReplayed says, with the value true, that an answer was given before.
 	HeaderReplayed = "Idempotency-Replayed"
+	// HeaderBodyOmitted says, with the value true, that an answer that was given before had a body, which was too large to be kept.
+	HeaderBodyOmitted = "Idempotency-Body-Omitted"
 )
 
 // KeyOf returns the key of a request; empty where it has none. The header is the draft's structured string, "8e03978e", or the same text without quotes, as most clients send it: both are one

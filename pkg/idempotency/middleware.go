@@ -27,7 +27,7 @@ type MiddlewareOptions struct {
 	Headers []string
 	// MaxBody is the largest body of a request, in bytes; 0 is 1 MiB.
 	MaxBody int64
-	// MaxAnswer is the largest body of an answer that is kept, in bytes; 0 is 1 MiB, and MaxResponse the most.
+	// MaxAnswer is the largest body of an answer that is kept, in bytes; 0 is 1 MiB, and MaxResponse the most. Of a larger one all but the body is kept.
 	MaxAnswer int
 	// Timeout bounds the handler, whose context ends then; 0 is DefaultLease. It should not be longer than the store's lease.
 	Timeout time.Duration
@@ -59,7 +59,7 @@ const storeTimeout = 5 * time.Second
 // key 422; for a body that is too large 413; and 503 where the store cannot be reached. All of these are problem+json.
 //
 // What was begun is finished although the client goes away: the handler's context ends by Timeout only. The answer is collected first and sent at once, so Flush and Hijack are not there for
-// the handler. An answer larger than MaxAnswer is sent on as it comes; a repetition of it gets 409, which says that it was carried out. A panic of the handler gives the key back and goes on.
+// the handler. An answer larger than MaxAnswer is sent on as it comes; a repetition gets its status and headers without the body, and Idempotency-Body-Omitted: true. A panic of the handler gives the key back and goes on.
 //
 // Whether a process that was killed had acted is not known: its key stays claimed until the lease is over, and is then carried out again. Where that must not be, use Once.
 func Middleware(store Store, o MiddlewareOptions) func(http.Handler) http.Handler {
@@ -203,19 +203,26 @@ func (m *middleware) first(w http.ResponseWriter, r *http.Request, next http.Han
 	rec.send()
 }
 
-// answer is what a repetition gets.
+// answer is what a repetition gets. Where the body was too large to be kept it is what the first answer said without it: a success must not become a refusal.
 func (m *middleware) answer(rec *recorder) Response {
-	if rec.streaming {
-		return newProblem(http.StatusConflict, fmt.Sprintf("this was carried out, and answered with status %d; the answer was larger than %d bytes and was not kept", rec.status, m.MaxAnswer))
-	}
 	a := Response{Status: rec.status, Header: http.Header{}, Body: rec.body.Bytes()}
 	for _, name := range m.Headers {
-		if values := rec.header.Values(name); len(values) > 0 {
-			a.Header[http.CanonicalHeaderKey(name)] = values
+		name = http.CanonicalHeaderKey(name)
+		if rec.streaming && slices.Contains(ofBody, name) {
+			continue
 		}
+		if values := rec.header.Values(name); len(values) > 0 {
+			a.Header[name] = values
+		}
+	}
+	if rec.streaming {
+		a.Header.Set(HeaderBodyOmitted, "true")
 	}
 	return a
 }
+
+// ofBody are headers that say how a body is to be read, and nothing where there is none.
+var ofBody = []string{"Content-Encoding", "Content-Language", "Content-Type"}
 
 // release gives a key back. Where that does not succeed the lease ends by itself.
 func (m *middleware) release(ctx context.Context, claim Claim) {

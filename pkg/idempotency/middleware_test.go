@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 type front struct {
 	t      *testing.T
 	url    string
+	path   string // "/orders?x=1" where it is empty
 	clock  *clock
 	acts   atomic.Int32
 	handle func(http.ResponseWriter, *http.Request)
@@ -55,7 +57,7 @@ type answer struct {
 
 func (f *front) send(method, key, body string, header ...string) answer {
 	f.t.Helper()
-	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+"/orders?x=1", strings.NewReader(body))
+	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+cmp.Or(f.path, "/orders?x=1"), strings.NewReader(body))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -187,6 +189,10 @@ func TestTheSameKeyForAnotherRequestIs422(t *testing.T) {
 		f.is(f.send("POST", "k-1", "a"), 201)
 		f.is(f.send("POST", "k-1", "b"), 422)
 		f.is(f.send("PUT", "k-1", "a"), 422)
+		f.path = "/orders?x=2"
+		f.is(f.send("POST", "k-1", "a"), 422)
+		f.path = "/orders/1?x=1"
+		f.is(f.send("POST", "k-1", "a"), 422)
 		f.acted(1)
 	})
 }
@@ -323,23 +329,30 @@ func TestABodyThatIsTooLargeIsRefused(t *testing.T) {
 	})
 }
 
-func TestAnAnswerThatIsTooLargeIsSentAndNotGivenAgain(t *testing.T) {
-	onEveryStore(t, idempotency.MiddlewareOptions{MaxAnswer: 10}, func(f *front) {
-		f.handle = func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusCreated)
-			for range 5 {
-				_, _ = io.WriteString(w, "12345")
+func TestAnAnswerThatIsTooLargeIsSentAndARepetitionGetsItsStatusWithoutTheBody(t *testing.T) {
+	onEveryStore(t, idempotency.MiddlewareOptions{MaxAnswer: 10, Busy: http.StatusTooEarly}, func(f *front) {
+		for key, status := range map[string]int{"yes": http.StatusCreated, "no": http.StatusPaymentRequired} {
+			f.acts.Store(0)
+			f.handle = func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.Header().Set("Location", "/orders/1")
+				w.WriteHeader(status)
+				for range 5 {
+					_, _ = io.WriteString(w, "12345")
+				}
 			}
+			if a := f.send("POST", key, "a"); a.status != status || a.body != strings.Repeat("12345", 5) || a.header.Get("Idempotency-Body-Omitted") != "" {
+				f.t.Errorf("the first is answered with %+v", a)
+			}
+			a := f.send("POST", key, "a")
+			if a.status != status || a.body != "" || a.header.Get("Idempotency-Body-Omitted") != "true" || a.header.Get("Idempotency-Replayed") != "true" {
+				f.t.Errorf("a repetition is answered with %+v", a)
+			}
+			if a.header.Get("Location") != "/orders/1" || a.header.Get("Content-Type") != "" {
+				f.t.Errorf("its headers are %v", a.header)
+			}
+			f.acted(1)
 		}
-		if a := f.send("POST", "k-1", "a"); a.status != 201 || a.body != strings.Repeat("12345", 5) {
-			f.t.Errorf("%+v", a)
-		}
-		a := f.send("POST", "k-1", "a")
-		f.is(a, 409)
-		if !strings.Contains(a.body, "was carried out, and answered with status 201") {
-			f.t.Error(a.body)
-		}
-		f.acted(1)
 	})
 }
 
