@@ -187,6 +187,23 @@ func TestOnceWaitsForAStoresClaimAndForNoOneElses(t *testing.T) {
 	}
 }
 
+func TestAClaimWhoseLeaseIsOverIsNotForAnotherRequest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	c := newClock()
+	s := idempotency.NewPostgres(r.pool, idempotency.Options{Clock: c.Now})
+	if _, err := s.Begin(r.ctx, keyOf("1"), printOf("a")); err != nil {
+		t.Fatal(err)
+	}
+	c.forward(idempotency.DefaultLease)
+	if _, _, err := s.Once(r.ctx, r.pool, keyOf("1"), printOf("b"), effect("x")); !errors.Is(err, idempotency.ErrMismatch) || r.effects() != 0 {
+		t.Errorf("%v, and %d effects", err, r.effects())
+	}
+	if _, replayed, err := s.Once(r.ctx, r.pool, keyOf("1"), printOf("a"), effect("x")); err != nil || replayed || r.effects() != 1 {
+		t.Errorf("%v, %v, and %d effects", replayed, err, r.effects())
+	}
+}
+
 // counter counts statements.
 type counter struct{ n atomic.Int32 }
 

@@ -178,6 +178,16 @@ var behaviours = []behaviour{
 		f.ok(f.Release(f.t.Context(), f.claims(keyOf("1"), "a")))
 		f.claims(keyOf("1"), "b")
 	}},
+	{"a key whose answer is kept cannot be given back", func(f *fixture) {
+		no := idempotency.Response{Status: 402, Body: []byte("declined")}
+		yes, refused := f.claims(keyOf("1"), "a"), f.claims(keyOf("2"), "a")
+		f.ok(f.Complete(f.t.Context(), yes, created))
+		f.ok(f.Fail(f.t.Context(), refused, no))
+		f.fenced(f.Release(f.t.Context(), yes))
+		f.fenced(f.Release(f.t.Context(), refused))
+		f.replays(keyOf("1"), "a", created)
+		f.replays(keyOf("2"), "a", no)
+	}},
 	{"an answer is kept for 24 hours to the second", func(f *fixture) {
 		f.ok(f.Complete(f.t.Context(), f.claims(keyOf("1"), "a"), created))
 		f.clock.forward(24*time.Hour - time.Second)
