@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,33 +41,69 @@ type telling struct {
 	attempts int
 }
 
-// tellOnce tells one outcome that is due.
-func (s *Service) tellOnce(ctx context.Context) (bool, error) {
-	const claimed = time.Minute // longer than a post takes: after a crash another one tells it then
+const (
+	tellings    = 8                // at once
+	postTimeout = 30 * time.Second // also for a client without one of its own
+	claimed     = time.Minute      // longer than a post takes: after a crash another one tells it then
+)
+
+// tellAll tells what is due until ctx is done, a few at once, and waits for them.
+func (s *Service) tellAll(ctx context.Context) {
+	var under sync.WaitGroup
+	defer under.Wait()
+	slots := make(chan struct{}, tellings)
+	s.repeat(ctx, func() (bool, error) {
+		select { // before anything is claimed: a claim does not wait
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return false, nil
+		}
+		t, err := s.claim(ctx)
+		if t == nil {
+			<-slots
+			return false, err
+		}
+		under.Go(func() {
+			defer func() { <-slots }()
+			if err := s.tell(ctx, t); err != nil {
+				s.Logger.Warn("what became of a callback could not be noted; it is made again", "effect", t.effect.String(), "error", err)
+			}
+		})
+		return true, nil
+	})
+}
+
+// claim takes an outcome that is due, if there is one.
+func (s *Service) claim(ctx context.Context) (*telling, error) {
 	var t telling
 	err := s.db.QueryRow(ctx, `UPDATE saga_work SET due_at = now() + $1::interval WHERE (realm, key) IN (
 			SELECT realm, key FROM saga_work WHERE ended IS NULL AND outcome IS NOT NULL AND due_at <= now() ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 		RETURNING realm, effect, key, callback, outcome, attempts`, claimed).Scan(&t.effect.Realm, &t.effect.Name, &t.key, &t.callback, &t.outcome, &t.attempts)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("looking for outcomes to be told: %w", explain(err))
+		return nil, fmt.Errorf("looking for outcomes to be told: %w", explain(err))
 	}
-	status, err := s.post(ctx, &t)
+	return &t, nil
+}
+
+// tell tells an outcome, and notes whether that has to be done again.
+func (s *Service) tell(ctx context.Context, t *telling) error {
+	status, err := s.post(ctx, t)
 	switch {
 	case err != nil:
 	case status >= 200 && status < 300:
-		return true, s.told(ctx, &t, "told")
+		return s.told(ctx, t, "told")
 	case status >= 300 && status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout:
 		// The saga went on without it, or another answer counts: telling it again would change nothing.
 		s.Logger.Warn("a callback was not taken", "effect", t.effect.String(), "status", status)
-		return true, s.told(ctx, &t, "refused")
+		return s.told(ctx, t, "refused")
 	default:
 		err = fmt.Errorf("it was answered with status %d", status)
 	}
 	s.Logger.Info("a callback did not go through; it is tried again", "effect", t.effect.String(), "attempts", t.attempts+1, "error", err)
-	return true, s.putOff(ctx, t.effect.Realm, t.key, t.attempts)
+	return s.putOff(ctx, t.effect.Realm, t.key, t.attempts)
 }
 
 // told notes that an outcome was told, unless the operator has asked for it elsewhere meanwhile.
@@ -83,6 +120,8 @@ func (s *Service) told(ctx context.Context, t *telling, ended string) error {
 // post calls the callback and returns the status of its answer. Errors do not repeat the URL, which is a secret.
 func (s *Service) post(ctx context.Context, t *telling) (int, error) {
 	const enough = 4 << 10
+	ctx, cancel := context.WithTimeout(ctx, postTimeout)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.callback, bytes.NewReader(t.outcome))
 	if err != nil {
 		return http.StatusBadRequest, nil // what is no URL never becomes one

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -91,15 +92,32 @@ func (o Outcome) encode() ([]byte, error) {
 	return json.Marshal(b)
 }
 
-// Run does accepted work, and tells what became of it, until ctx is done. Several processes may run at once: each piece of work is done by one, again after an error or a crash, and committed once.
-// do works within the transaction, as an Intent's Do does; after an error it is tried again with full jitter, up to a minute apart. A nil do only tells.
+// Run does accepted work, and tells what became of it, until ctx is done; then it waits for what is under way. Several processes may run at once: each piece of work is done by one, again after an
+// error or a crash, and committed once. do works within the transaction, as an Intent's Do does; after an error it is tried again with full jitter, up to a minute apart. A nil do only tells.
+//
+// Work is done one after the other, and up to 8 outcomes are told at once beside it: a callback that hangs holds nothing else up.
 func (s *Service) Run(ctx context.Context, do func(ctx context.Context, tx pgx.Tx, w Work) (Outcome, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer cancel() // also when do panics
+	telling.Go(func() { s.tellAll(ctx) })
+	if do == nil {
+		<-ctx.Done()
+		return nil
+	}
+	s.repeat(ctx, func() (bool, error) { return s.workOnce(ctx, do) })
+	return nil
+}
+
+// repeat does something until ctx is done: at once again where there was something to do, and after a pause otherwise.
+func (s *Service) repeat(ctx context.Context, once func() (bool, error)) {
 	for ctx.Err() == nil {
-		worked, err := s.round(ctx, do)
+		found, err := once()
 		if err != nil && ctx.Err() == nil {
 			s.Logger.Warn("accepted work could not be looked after; it is tried again", "error", err)
 		}
-		if worked && err == nil {
+		if found && err == nil {
 			continue
 		}
 		timer := time.NewTimer(s.Poll)
@@ -109,18 +127,6 @@ func (s *Service) Run(ctx context.Context, do func(ctx context.Context, tx pgx.T
 		}
 		timer.Stop()
 	}
-	return nil
-}
-
-// round does what is due, a piece of each kind.
-func (s *Service) round(ctx context.Context, do func(ctx context.Context, tx pgx.Tx, w Work) (Outcome, error)) (worked bool, err error) {
-	if do != nil {
-		if worked, err = s.workOnce(ctx, do); err != nil {
-			return worked, err
-		}
-	}
-	told, err := s.tellOnce(ctx)
-	return worked || told, err
 }
 
 // workOnce does one piece of work that is due.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -208,4 +209,135 @@ func TestNobodyButTheOperatorIsCalledBack(t *testing.T) {
 		r.answers(400, "POST", fmt.Sprint("/later/", i), "a", `{}`, "Saga-Callback", callback)
 	}
 	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", "https://operator.example:8443/base/v1/callbacks/x")
+}
+
+// held has those who come wait until it is opened.
+type held struct {
+	mu        sync.Mutex
+	now, most int
+	opened    chan struct{}
+	open      func()
+}
+
+func hold() *held {
+	h := &held{opened: make(chan struct{})}
+	h.open = sync.OnceFunc(func() { close(h.opened) })
+	return h
+}
+
+func (h *held) wait() {
+	h.mu.Lock()
+	h.now++
+	h.most = max(h.most, h.now)
+	h.mu.Unlock()
+	<-h.opened
+	h.mu.Lock()
+	h.now--
+	h.mu.Unlock()
+}
+
+func (h *held) waiting() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.now
+}
+
+func TestACallbackThatHangsHoldsNeitherWorkNorOtherCallbacksUp(t *testing.T) {
+	t.Parallel()
+	h := hold()
+	o := newOperator(t, func(path string) int {
+		if path == "/hangs" {
+			h.wait()
+		}
+		return http.StatusNoContent
+	})
+	t.Cleanup(h.open)                                                                       // before the operator is closed, which waits for its requests
+	r := newRig(t, participant.Options{Poll: 5 * time.Millisecond, Client: &http.Client{}}) // which never gives up
+	r.run(r.work)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/hangs")
+	r.eventually("it hangs", func() bool { return h.waiting() == 1 })
+	r.answers(202, "POST", "/later/2", "b", `{}`, "Saga-Callback", o.URL+"/cb")
+	r.eventually("another is told", func() bool { return r.ended("2") == "told" })
+	r.is("2", 1)
+	h.open()
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" })
+}
+
+func TestFewAreToldAtOnce(t *testing.T) {
+	t.Parallel()
+	h := hold()
+	o := newOperator(t, func(string) int {
+		h.wait()
+		return http.StatusNoContent
+	})
+	t.Cleanup(h.open) // before the operator is closed, which waits for its requests
+	r := newRig(t, participant.Options{Poll: 5 * time.Millisecond, Client: &http.Client{}})
+	const few = 8
+	var things []string
+	for i := range 3 * few {
+		things = append(things, fmt.Sprint(i))
+		r.answers(202, "POST", "/later/"+things[i], "k"+things[i], `{}`, "Saga-Callback", o.URL+"/"+things[i])
+	}
+	r.run(r.work)
+	r.eventually("as many as may are told, and the work is done", func() bool {
+		return h.waiting() == few && r.net(things[len(things)-1]) == 1
+	})
+	h.open()
+	for _, thing := range things {
+		r.eventually("it is told", func() bool { return r.ended(thing) == "told" })
+	}
+	if h.most > few {
+		t.Errorf("%d were told at once", h.most)
+	}
+}
+
+func TestRunEndsWithItsContextAndWaitsForWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	h := hold()
+	o := newOperator(t, func(string) int {
+		h.wait()
+		return http.StatusNoContent
+	})
+	t.Cleanup(h.open) // before the operator is closed, which waits for its requests
+	r := newRig(t)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/cb")
+	stop := r.run(r.work)
+	r.eventually("it is told", func() bool { return h.waiting() == 1 })
+	stop()
+	var again int
+	if err := r.pool.QueryRow(r.ctx, `SELECT attempts FROM saga_work`).Scan(&again); err != nil || again != 1 {
+		t.Errorf("that it did not go through is noted %d times, %v", again, err)
+	}
+	h.open()
+	r.run(nil) // which only tells
+	r.eventually("it is told again", func() bool { return r.ended("1") == "told" })
+}
+
+func TestACallbackThatIsMovedWhileItIsPostedIsPostedWhereItIsNow(t *testing.T) {
+	t.Parallel()
+	first, second := hold(), hold()
+	var seconds atomic.Int32
+	o := newOperator(t, func(path string) int {
+		if path == "/first" {
+			first.wait()
+			return http.StatusNoContent
+		}
+		if seconds.Add(1) == 1 {
+			second.wait()
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusNoContent
+	})
+	t.Cleanup(first.open)
+	t.Cleanup(second.open)
+	r := newRig(t)
+	r.run(r.work)
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/first")
+	r.eventually("it is posted", func() bool { return first.waiting() == 1 })
+	r.answers(202, "POST", "/later/1", "a", `{}`, "Saga-Callback", o.URL+"/second")
+	r.eventually("it is posted where it is now", func() bool { return second.waiting() == 1 })
+	first.open() // and nobody waits for this one any more
+	r.eventually("that is noted", func() bool { return r.ended("1") != "" || seconds.Load() > 1 })
+	second.open()
+	r.eventually("it is told", func() bool { return r.ended("1") == "told" && seconds.Load() > 1 })
 }
