@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -92,18 +93,32 @@ func (s *Service) claim(ctx context.Context) (*telling, error) {
 func (s *Service) tell(ctx context.Context, t *telling) error {
 	status, err := s.post(ctx, t)
 	switch {
-	case err != nil:
-	case status >= 200 && status < 300:
-		return s.told(ctx, t, "told")
-	case status >= 300 && status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout:
-		// The saga went on without it, or another answer counts: telling it again would change nothing.
-		s.Logger.Warn("a callback was not taken", "effect", t.effect.String(), "status", status)
+	case errors.Is(err, errOver):
+		s.Logger.Warn("a callback was not taken", "effect", t.effect.String(), "error", err)
 		return s.told(ctx, t, "refused")
-	default:
+	case err == nil && status >= 200 && status < 300:
+		return s.told(ctx, t, "told")
+	case err == nil:
 		err = fmt.Errorf("it was answered with status %d", status)
 	}
 	s.Logger.Info("a callback did not go through; it is tried again", "effect", t.effect.String(), "attempts", t.attempts+1, "error", err)
 	return s.putOff(ctx, t.effect.Realm, t.key, t.attempts)
+}
+
+// errOver says that to tell it again would change nothing.
+var errOver = errors.New("nobody waits for it")
+
+// over says whether the operator has answered that it no longer waits, that another answer counts, or that it never gave the URL out. Anything else may come from what is between: an ingress that is
+// being rolled out answers 404 too, and says nothing of the callback.
+func over(resp *http.Response) bool {
+	switch resp.StatusCode {
+	case http.StatusConflict, http.StatusGone:
+		return true
+	case http.StatusNotFound:
+		kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+		return err == nil && kind == "application/problem+json"
+	}
+	return false
 }
 
 // told notes that an outcome was told, unless the operator has asked for it elsewhere meanwhile.
@@ -124,7 +139,7 @@ func (s *Service) post(ctx context.Context, t *telling) (int, error) {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.callback, bytes.NewReader(t.outcome))
 	if err != nil {
-		return http.StatusBadRequest, nil // what is no URL never becomes one
+		return 0, fmt.Errorf("%w: it is no URL", errOver) // and never becomes one
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := s.Client.Do(req)
@@ -136,5 +151,8 @@ func (s *Service) post(ctx context.Context, t *telling) (int, error) {
 	}
 	defer resp.Body.Close()
 	_, _ = io.CopyN(io.Discard, resp.Body, enough) // so that the connection can be used again
+	if over(resp) {
+		return resp.StatusCode, fmt.Errorf("%w: it was answered with status %d", errOver, resp.StatusCode)
+	}
 	return resp.StatusCode, nil
 }
