@@ -51,11 +51,14 @@ CREATE TABLE IF NOT EXISTS saga_barriers (
     body   bytea,
     PRIMARY KEY (realm, effect)
 );
--- Looked for first: who alters a table waits for everybody who works with it, and has everybody wait, also where there is nothing to add.
+-- Looked for first: who alters a table waits for everybody who works with it, and has everybody wait, also where there is nothing to do.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'saga_barriers'::regclass AND attname = 'body') THEN
         ALTER TABLE saga_barriers ADD COLUMN IF NOT EXISTS key text, ADD COLUMN IF NOT EXISTS status integer, ADD COLUMN IF NOT EXISTS body bytea;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = 'saga_barriers'::regclass AND relname = 'saga_barriers_at') THEN
+        CREATE INDEX saga_barriers_at ON saga_barriers (at);
     END IF;
 END $$;
 -- Work that was accepted, and where its outcome is told.
@@ -74,6 +77,7 @@ CREATE TABLE IF NOT EXISTS saga_work (
 );
 CREATE INDEX IF NOT EXISTS saga_work_effect ON saga_work (realm, effect);
 CREATE INDEX IF NOT EXISTS saga_work_due ON saga_work (due_at) WHERE ended IS NULL;
+CREATE INDEX IF NOT EXISTS saga_work_ended ON saga_work (due_at) WHERE ended IS NOT NULL;
 `
 
 // DB is a pool, a connection or a transaction of pgx.

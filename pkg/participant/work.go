@@ -48,7 +48,7 @@ func (s *Service) moved(ctx context.Context, r *Request) error {
 
 // Withdraw ends work that was accepted and has not been done, and reports whether there was any: it never will be done, and nobody is told of it. Compensation does this by itself.
 func Withdraw(ctx context.Context, tx Tx, e Effect) (bool, error) {
-	tag, err := tx.Exec(ctx, `UPDATE saga_work SET ended = 'withdrawn' WHERE realm = $1 AND effect = $2 AND outcome IS NULL AND ended IS NULL`, e.Realm, e.Name)
+	tag, err := tx.Exec(ctx, `UPDATE saga_work SET ended = 'withdrawn', due_at = now() WHERE realm = $1 AND effect = $2 AND outcome IS NULL AND ended IS NULL`, e.Realm, e.Name)
 	if err != nil {
 		return false, fmt.Errorf("withdrawing the work of effect %s: %w", e, explain(err))
 	}

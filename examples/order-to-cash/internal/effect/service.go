@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/vextrus/saga-operator/pkg/idempotency"
 	"github.com/vextrus/saga-operator/pkg/participant"
 )
 
@@ -114,18 +113,18 @@ func (s *Service) Setup(ctx context.Context, ddl string) error {
 	return nil
 }
 
-// Run removes answers whose time is over, until ctx is done. Any number of processes may.
+// Run removes what no saga asks for any more, until ctx is done. Any number of processes may.
 func (s *Service) Run(ctx context.Context) error {
 	const every, atOnce = time.Hour, 1000
-	keys := idempotency.NewPostgres(s.pool, idempotency.Options{})
+	const old = 90 * 24 * time.Hour // no order takes as long, not even one that waits for a person
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		n, err := keys.Sweep(ctx, atOnce)
+		n, err := s.Participant.Sweep(ctx, old, atOnce)
 		if err != nil && ctx.Err() == nil {
-			s.log.Warn("old answers stay for now", "error", err)
+			s.log.Warn("what is old stays for now", "error", err)
 		}
-		if n == atOnce {
+		if n > 0 && err == nil {
 			continue
 		}
 		select {
