@@ -1,22 +1,16 @@
 package idempotency_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
@@ -230,55 +224,6 @@ func TestOnceCostsOneStatement(t *testing.T) {
 	}
 	if once := c.n.Load(); once != bare+1 {
 		t.Errorf("it takes %d statements, and without the key %d", once, bare)
-	}
-}
-
-// childURL names the database in the environment of a process that is killed in the middle.
-const childURL = "IDEMPOTENCY_TEST_CHILD"
-
-func child(url string) int {
-	ctx := context.Background()
-	pool, err := pgxpool.New(ctx, url)
-	if err == nil {
-		_, _, err = idempotency.Once(ctx, pool, keyOf("1"), printOf("a"), func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
-			_, err := effect("x")(ctx, tx)
-			fmt.Fprintln(os.Stdout, "acted", err)
-			select {} // until it is killed
-		})
-	}
-	fmt.Fprintln(os.Stderr, err)
-	return 1
-}
-
-func TestAProcessThatIsKilledLeavesNeitherEffectNorKey(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	cmd := exec.CommandContext(r.ctx, os.Args[0])
-	cmd.Env = append(os.Environ(), childURL+"="+r.url)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || strings.TrimSpace(line) != "acted <nil>" {
-		t.Errorf("%q, %v", line, err)
-	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait() // it was killed
-	if replayed, err := r.once("1", "a", effect("x")); replayed || err != nil {
-		t.Errorf("replayed: %v, %v", replayed, err)
-	}
-	r.eventually("the killed one's session has ended", func() bool {
-		return r.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`) == 0
-	})
-	if n := r.effects(); n != 1 {
-		t.Errorf("there are %d effects", n)
 	}
 }
 
