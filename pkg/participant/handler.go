@@ -62,7 +62,7 @@ type Answer struct {
 // Intent is what a request turned out to ask for.
 type Intent struct {
 	// Effect names what the action does and the compensation undoes: the same for both, and for no other pair. It may be empty where there is no compensation: then there is no barrier, and what
-	// was done is known for Options.TTL only.
+	// was done is known for Options.TTL only. An action that would be refused when it comes again later than that names one all the same.
 	Effect string
 	// Do does it, within the transaction and nowhere else. What it did is undone when it returns an error. A *Refusal is a definite no, and that of an action is kept as an answer is; a *Delay says that nothing
 	// has happened; after any other error the outcome is unknown, and the operator tries again under the same key. It may run more than once for one effect, but be committed once.

@@ -29,29 +29,48 @@ type parse func(*participant.Request) (order string, c cqrs.Command[Receipt], er
 
 // routes puts the buses behind HTTP: a customer places and withdraws, a saga does the rest.
 func (s *Service) routes() {
-	s.command("POST /orders", "place", http.StatusCreated, placeByCustomer)
-	s.command("PUT /orders/{order}", "place", http.StatusCreated, placeBySaga)
+	s.once("POST /orders", "place", http.StatusCreated, placeByCustomer)
+	s.once("PUT /orders/{order}", "place", http.StatusCreated, placeBySaga)
 	s.command("POST /orders/{order}/accept", "accept", http.StatusOK, about(func(order string, r *participant.Request) cqrs.Command[Receipt] {
 		return AcceptOrder{Order: order, Saga: r.SagaID}
 	}))
-	s.command("POST /orders/{order}/confirm", "confirm", http.StatusOK, about(func(order string, _ *participant.Request) cqrs.Command[Receipt] {
+	s.once("POST /orders/{order}/confirm", "confirm", http.StatusOK, about(func(order string, _ *participant.Request) cqrs.Command[Receipt] {
 		return ConfirmOrder{Order: order}
 	}))
 	s.command("POST /orders/{order}/withdraw", "withdraw", http.StatusOK, about(func(order string, _ *participant.Request) cqrs.Command[Receipt] {
 		return WithdrawOrder{Order: order}
 	}))
-	s.command("POST /orders/{order}/cancel", "cancel", http.StatusOK, about(func(order string, r *participant.Request) cqrs.Command[Receipt] {
+	s.undo("POST /orders/{order}/cancel", "cancel", about(func(order string, r *participant.Request) cqrs.Command[Receipt] {
 		return CancelOrder{Order: order, Saga: r.SagaID}
 	}))
-	s.command("POST /orders/{order}/fulfil", "fulfil", http.StatusOK, fulfil)
+	s.once("POST /orders/{order}/fulfil", "fulfil", http.StatusOK, fulfil)
 	s.query("GET /orders", func(*http.Request) cqrs.Query[json.RawMessage] { return ListOrders{} })
 	s.query("GET /orders/{order}", func(r *http.Request) cqrs.Query[json.RawMessage] { return GetOrder{Order: r.PathValue("order")} })
 	s.query("GET /orders/{order}/events", func(r *http.Request) cqrs.Query[json.RawMessage] { return OrderHistory{Order: r.PathValue("order")} })
 }
 
-// command has requests sent as commands. They are actions all: the stream of an order, and not a barrier, says what may follow what.
+// command has requests sent as commands that change nothing when they come again: the stream of an order, and not a barrier, says what may follow what.
 func (s *Service) command(pattern, verb string, status int, parse parse) {
-	s.Action(pattern, verb, func(r *participant.Request) (in effect.Intent, err error) {
+	s.Action(pattern, verb, s.sent(status, parse))
+}
+
+// once has requests sent as commands that would be refused when they come again. A barrier keeps the answer for as long as a saga may ask for it.
+func (s *Service) once(pattern, verb string, status int, parse parse) {
+	send := s.sent(status, parse)
+	s.Action(pattern, verb, func(r *participant.Request) (effect.Intent, error) {
+		in, err := send(r)
+		in.Effect = verb + " " + in.Order
+		return in, err
+	})
+}
+
+// undo has requests sent as commands that undo: what they refuse is not kept, because a person may have it tried again.
+func (s *Service) undo(pattern, verb string, parse parse) {
+	s.Compensation(pattern, verb, s.sent(http.StatusOK, parse))
+}
+
+func (s *Service) sent(status int, parse parse) effect.Parse {
+	return func(r *participant.Request) (in effect.Intent, err error) {
 		order, c, err := parse(r)
 		if err != nil {
 			return in, err
@@ -68,7 +87,7 @@ func (s *Service) command(pattern, verb string, status int, parse parse) {
 			return participant.Answer{Status: status, Body: receipt}, err
 		}
 		return in, nil
-	})
+	}
 }
 
 // query has a page asked for on the query bus.

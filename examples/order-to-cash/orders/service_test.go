@@ -122,6 +122,41 @@ func TestAnOrderGoesItsWayThroughTheAPI(t *testing.T) {
 	}
 }
 
+func TestASagaThatAsksAgainAfterDaysIsAnsweredAsBefore(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	steps := []struct {
+		method, key, path, body string
+		status                  int
+	}{
+		{http.MethodPut, "s-1/place", "/orders/1", order("1"), 201}, {http.MethodPost, "s-1/confirm", "/orders/1/confirm", "", 200},
+		{http.MethodPost, "s-1/fulfil", "/orders/1/fulfil", `{"tracking":"TRK1"}`, 200},
+	}
+	for _, c := range steps {
+		_, first := r.send(c.method, c.key, c.path, c.body)
+		if _, err := r.pool.Exec(t.Context(), `DELETE FROM idempotency_keys`); err != nil {
+			t.Fatal(err)
+		}
+		if status, again := r.send(c.method, c.key, c.path, c.body); status != c.status || again != first {
+			t.Errorf("%s: %d %s, want %d %s", c.key, status, again, c.status, first)
+		}
+	}
+}
+
+func TestACancellationThatIsRefusedIsNotKept(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	r.send(http.MethodPut, "s-1/place", "/orders/1", order("1"))
+	r.post("s-1/confirm", "/orders/1/confirm", "")
+	r.post("s-1/fulfil", "/orders/1/fulfil", `{"tracking":"TRK1"}`)
+	if status, body := r.post("s-1/cancel", "/orders/1/cancel", ""); status != http.StatusConflict {
+		t.Errorf("%d %s", status, body)
+	}
+	if got := r.value(`SELECT count(*)::text FROM idempotency_keys WHERE key = 's-1/cancel'`); got != "0" {
+		t.Error("it is kept")
+	}
+}
+
 func TestARequestThatCannotBecomeAnOrderIsNotStored(t *testing.T) {
 	t.Parallel()
 	r := start(t)

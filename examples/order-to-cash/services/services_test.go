@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/vextrus/saga-operator/examples/order-to-cash/ledger"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/services"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
@@ -18,6 +20,23 @@ import (
 
 // all are the names of the steps of an order.
 var all = []string{"place", "accept", "reserve", "authorize", "print", "commit", "capture", "invoice", "confirm", "pick-up", "fulfil"}
+
+func TestEveryStepIsAnsweredAsBeforeHoweverLateItComesAgain(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	for _, name := range all {
+		first := r.act("1", r.step("1", name))
+		for _, service := range services.Names {
+			if _, err := r.Pool().Exec(t.Context(), `DELETE FROM `+pgx.Identifier{service, "idempotency_keys"}.Sanitize()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if again := r.act("1", r.step("1", name)); again != first || first.Status >= 300 {
+			t.Errorf("%s was answered with %v, and again with %v", name, first, again)
+		}
+	}
+	r.addsUp()
+}
 
 func TestAFulfilledOrderHasEverythingExactlyOnce(t *testing.T) {
 	t.Parallel()

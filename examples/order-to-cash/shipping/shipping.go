@@ -121,6 +121,7 @@ func find(ctx context.Context, tx pgx.Tx, order string) (l found, err error) {
 // pickUp hands the parcel to the carrier. From then on it is out of our hands: the label cannot be voided any more.
 func (s *Service) pickUp(r *participant.Request) (in effect.Intent, err error) {
 	in.Order, err = effect.Order(r)
+	in.Effect = "pick-up " + in.Order // nothing undoes it; the barrier keeps the answer for a saga that asks late
 	in.Do = func(ctx context.Context, tx pgx.Tx) (participant.Answer, error) {
 		l, err := find(ctx, tx, in.Order)
 		switch {
