@@ -19,7 +19,7 @@ func TestByDefaultNoAddressLeadsBackToTheNodeOrItsMetadata(t *testing.T) {
 		"metadata through a translator":                   {"[64:ff9b::a9fe:a9fe]:80", "[::ffff:169.254.169.254]:80", "[2002:a9fe:a9fe::1]:80"},
 		"metadata by IPv6":                                {"[fd00:ec2::254]:80", "[fd20:ce::254]:80"},
 		"metadata of Alibaba and Oracle":                  {"100.100.100.200:80", "192.0.0.192:80"},
-		"neighbours on the link":                          {"169.254.1.1:80", "[fe80::1]:80", "[fe80::1%eth0]:80"},
+		"neighbours on the link":                          {"169.254.1.1:80", "[fe80::1]:80", "[fe80::1%eth0]:80", "[fec0::1]:80"},
 		"the unspecified address, which is loopback too":  {"0.0.0.0:80", "0.1.2.3:80", "[::]:80"},
 		"groups and broadcasts":                           {"224.0.0.1:80", "255.255.255.255:80", "[ff02::1]:80"},
 		"tunnels that hide where they lead":               {"[2001::1]:80", "[64:ff9b:1::7f00:1]:80"},

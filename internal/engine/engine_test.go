@@ -472,6 +472,30 @@ func TestAKindThatNobodyCarriesOutIsRejected(t *testing.T) {
 	}
 }
 
+// TestAnAnswerIsWaitedForNoLongerThanASagaMayTake has a participant that asks for more.
+func TestAnAnswerIsWaitedForNoLongerThanASagaMayTake(t *testing.T) {
+	t.Parallel()
+	store, k := memory.New(), newKey(t)
+	e := newBench(t, store, later("a", 2*participant.MaxAnswerWithin, nil), Observation{}).engine
+	if _, err := e.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.pool.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := e.Advance(t.Context(), k, start(definition("a")))
+	if by := time.Until(r.State.Step("a").Do.AnswerBy); err != nil || by <= 0 || by > participant.MaxAnswerWithin {
+		t.Errorf("the answer is waited for %s, %v", by, err)
+	}
+}
+
+func TestADefinitionThatPanicsInTheCompilerStallsAlone(t *testing.T) {
+	t.Parallel()
+	if plan, fields := compileSafely(saga.Definition{Steps: make([]saga.Step, 1)}, func(saga.Definition) (*saga.Plan, []saga.FieldError) { panic("no") }); plan != nil || len(fields) != 1 || !strings.Contains(fields[0].Message, "panicked: no") {
+		t.Errorf("%v", fields)
+	}
+}
+
 func TestAnAttemptEndsAtItsTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, k := memory.New(), newKey(t)

@@ -43,6 +43,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 
 func (m *metrics) attempt(kind string, o saga.Outcome, took time.Duration) {
 	dir := string(o.Attempt.Direction)
-	m.attempts.WithLabelValues(kind, dir, string(o.Kind)).Inc()
+	outcome := string(o.Kind)
+	if o.Accepted {
+		outcome = "Accepted"
+	}
+	m.attempts.WithLabelValues(kind, dir, outcome).Inc()
 	m.seconds.WithLabelValues(kind, dir).Observe(took.Seconds())
 }

@@ -38,7 +38,7 @@ func (c *planCache) compile(def saga.Definition) (*saga.Plan, error) {
 	if plan != nil {
 		return plan, nil
 	}
-	plan, fields := compileSafely(def)
+	plan, fields := compileSafely(def, saga.Compile)
 	if len(fields) > 0 {
 		return nil, &DefinitionError{Fields: fields}
 	}
@@ -54,11 +54,11 @@ func (c *planCache) compile(def saga.Definition) (*saga.Plan, error) {
 }
 
 // compileSafely turns a panic in what reads users' text into an error of this one saga.
-func compileSafely(def saga.Definition) (plan *saga.Plan, fields []saga.FieldError) {
+func compileSafely(def saga.Definition, compile func(saga.Definition) (*saga.Plan, []saga.FieldError)) (plan *saga.Plan, fields []saga.FieldError) {
 	defer func() {
 		if p := recover(); p != nil {
 			plan, fields = nil, []saga.FieldError{{Field: "steps", Message: fmt.Sprintf("compiling them panicked: %v\n%s", p, debug.Stack())}}
 		}
 	}()
-	return saga.Compile(def)
+	return compile(def)
 }

@@ -130,3 +130,15 @@ func TestAnAnswerIsExpectedOnlyWhileTheSagaWantsTheEffect(t *testing.T) {
 	h.ends("pay", Compensation, Succeeded)
 	expects(h, "pay", Compensation, 1, false)
 }
+
+func TestASecondAcceptanceOfAnAttemptDoesNotPutOffItsEnd(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	a := h.inFlight("pay", Action)
+	h.accepts("pay", Action)
+	by := h.state.Steps[0].Do.AnswerBy
+	h.now = h.now.Add(time.Second)
+	if events := h.decide(Outcome{Attempt: a, Accepted: true, AnswerWithin: time.Hour}); len(events) > 0 || !h.state.Steps[0].Do.AnswerBy.Equal(by) { // of another operator that sent it too
+		t.Errorf("decided %v", types(events))
+	}
+}
