@@ -10,7 +10,7 @@ BIN := $(CURDIR)/bin
 TOOLS := $(BIN)/tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 LDFLAGS := -s -w -X github.com/vextrus/saga-operator/cmd/manager/run.Version=$(VERSION)
-MODULES := . hack/tools hack/controlplane
+MODULES := . hack/tools hack/controlplane hack/dockerignore
 
 # Packages are compiled and tested so many at a time; their servers share the cores with them.
 PARALLEL ?= 2
@@ -90,7 +90,7 @@ tidy: ## Tidy every module
 	for m in $(MODULES); do (cd $$m && $(GO) mod tidy); done
 
 .PHONY: verify
-verify: $(TOOLS)/controller-gen $(TOOLS)/kustomize $(TOOLS)/golangci-lint ## Fail when something generated is out of date, a linter finds something, or a file is not tracked
+verify: $(TOOLS)/controller-gen $(TOOLS)/kustomize $(TOOLS)/golangci-lint ## Fail when something generated is out of date, a linter finds something, the image could not be built, or a file is not tracked
 	hack/verify.sh
 
 ##@ Build it

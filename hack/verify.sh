@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Fails when something generated is out of date, a linter finds something, a module is not tidy, or a file is not tracked. Each failure says what to do.
+# Fails when something generated is out of date, a linter finds something, a module is not tidy, the image could not be built, or a file is not tracked. Each failure says what to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { echo "verify: $*" >&2; exit 1; }
 
-before=$(git status --porcelain)
-for module in . hack/tools hack/controlplane; do
+# state tells the contents of all files from any others, also of those that were changed already.
+state() {
+	{ git diff --binary HEAD; git ls-files --others --exclude-standard | git hash-object --stdin-paths; } | git hash-object --stdin
+}
+
+before=$(state)
+for module in . hack/tools hack/controlplane hack/dockerignore; do
 	(cd "$module" && go mod tidy -diff >/dev/null) || fail "go.mod of $module is not tidy: run 'make tidy' and commit"
 done
 make --no-print-directory generate
-after=$(git status --porcelain)
+after=$(state)
 if [[ "$before" != "$after" ]]; then
 	git --no-pager diff --stat >&2
 	fail "generated files are out of date: run 'make generate' and commit what has changed"
@@ -22,5 +27,6 @@ make --no-print-directory lint
 for overlay in config/crd config/default config/samples; do
 	bin/tools/kustomize build "$overlay" >/dev/null || fail "kustomize cannot build $overlay"
 done
+hack/verify-image.sh
 bash -n .ci/run hack/*.sh hack/controlplane/*.sh
 echo "verify: everything is up to date"
