@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/vextrus/saga-operator/internal/guard"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 const (
@@ -64,6 +66,7 @@ type Cluster struct {
 	guard      *guard.Guard
 	env        *envtest.Environment
 	manager    *program // kube-controller-manager, if it was wanted
+	ports      []*ports.Port
 }
 
 // Start starts a cluster. The caller must Stop it. If the caller dies without
@@ -113,7 +116,7 @@ func New(t testing.TB, o Options) *Cluster {
 }
 
 func (c *Cluster) start(ctx context.Context, o Options, crds []string) error {
-	if err := c.environment(o, crds); err != nil {
+	if err := c.environment(ctx, o, crds); err != nil {
 		return err
 	}
 	if err := c.startEnvironment(ctx); err != nil {
@@ -147,7 +150,7 @@ func (c *Cluster) start(ctx context.Context, o Options, crds []string) error {
 
 // environment describes etcd and kube-apiserver to envtest. Their files are in
 // the guard's directory, so that envtest does not remove them on a restart.
-func (c *Cluster) environment(o Options, crds []string) error {
+func (c *Cluster) environment(ctx context.Context, o Options, crds []string) error {
 	existing := false // whatever the variable USE_EXISTING_CLUSTER says
 	c.env = &envtest.Environment{
 		UseExistingCluster:       &existing,
@@ -180,6 +183,9 @@ func (c *Cluster) environment(o Options, crds []string) error {
 	store.Out, server.Out = store.Err, server.Err
 	c.env.ControlPlane.Etcd = store
 
+	if err := c.place(ctx, store, server); err != nil {
+		return err
+	}
 	store.Configure().Set("log-level", "warn")
 	if o.Durable {
 		store.Configure().Set("unsafe-no-fsync", "false")
@@ -190,6 +196,30 @@ func (c *Cluster) environment(o Options, crds []string) error {
 		// address.
 		Set("endpoint-reconciler-type", "none")
 	return nil
+}
+
+// place gives etcd and kube-apiserver the ports that they keep while they are
+// away.
+func (c *Cluster) place(ctx context.Context, store *envtest.Etcd, server *envtest.APIServer) error {
+	clients, err1 := c.port(ctx)
+	peers, err2 := c.port(ctx)
+	secure, err3 := c.port(ctx)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
+	store.URL = &url.URL{Scheme: "http", Host: clients.Address()}
+	store.Configure().Set("listen-peer-urls", "http://"+peers.Address())
+	server.Address, server.Port = "127.0.0.1", strconv.Itoa(secure.Number)
+	return nil
+}
+
+// port draws a port, which is the cluster's until that is stopped.
+func (c *Cluster) port(ctx context.Context) (*ports.Port, error) {
+	p, err := ports.Draw(ctx)
+	if err == nil {
+		c.ports = append(c.ports, p)
+	}
+	return p, err
 }
 
 // guarded is a program that does as the one called name, under guard: envtest
@@ -316,7 +346,11 @@ func (c *Cluster) Stop() error {
 			}
 		}
 	}
-	return errors.Join(append(errs, c.guard.Close())...)
+	errs = append(errs, c.guard.Close())
+	for _, p := range c.ports {
+		p.Release()
+	}
+	return errors.Join(errs...)
 }
 
 // assetsDir is where the binaries are: KUBEBUILDER_ASSETS, or what build.sh
@@ -326,6 +360,9 @@ func assetsDir(ctx context.Context, root string, manager bool) (string, error) {
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
+	if ctx.Err() != nil { // the command only says that it was killed
+		return "", fmt.Errorf("asking %s for the control plane: %w", cmd.Path, ctx.Err())
+	}
 	if err != nil {
 		return "", fmt.Errorf("asking %s for the control plane: %w: %s", cmd.Path, err, stderr.String())
 	}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/test/cluster"
 )
 
@@ -49,7 +53,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestTheServerReportsItsRelease(t *testing.T) {
-	if os.Getenv("KUBEBUILDER_ASSETS") != "" {
+	if !ours(t) {
 		t.Skip("the user's binaries may be of any release")
 	}
 	t.Parallel()
@@ -68,6 +72,24 @@ func TestTheServerReportsItsRelease(t *testing.T) {
 	if !strings.Contains(string(mod), "k8s.io/kubernetes "+v.GitVersion+"\n") {
 		t.Errorf("the server reports %s, which is not what hack/controlplane/go.mod requires", v.GitVersion)
 	}
+}
+
+// ours says whether the control plane is the one that `make controlplane` builds, as it is in `make test`, and not another that the user has named.
+func ours(t *testing.T) bool {
+	t.Helper()
+	named := os.Getenv("KUBEBUILDER_ASSETS")
+	if named == "" {
+		return true
+	}
+	cmd := exec.CommandContext(t.Context(), "../../hack/controlplane/build.sh", "--dir")
+	cmd.Env = append(os.Environ(), "KUBEBUILDER_ASSETS=")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	built, err1 := os.Stat(strings.TrimSpace(string(out)))
+	used, err2 := os.Stat(named)
+	return err1 == nil && err2 == nil && os.SameFile(built, used)
 }
 
 func TestADeletedNamespaceIsEmptiedAndGoes(t *testing.T) {
@@ -163,6 +185,10 @@ func TestARestartedAPIServerKeepsItsDataAndCredentials(t *testing.T) {
 	if err := c.Get(t.Context(), client.ObjectKeyFromObject(kept), kept); err == nil {
 		t.Error("the stopped server answers")
 	}
+	if p, err := ports.Take(t.Context(), portOf(t, cl.Config.Host)); err == nil {
+		p.Release()
+		t.Error("somebody else could take the port of the server while it was stopped")
+	}
 	if err := cl.StartAPIServer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -197,14 +223,66 @@ func TestAStoppedClusterLeavesNothingBehind(t *testing.T) {
 
 func TestAStartThatIsGivenUpLeavesNothingBehind(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if _, err := cluster.Start(ctx, cluster.Options{CRDs: []string{}}); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the error is %v, want deadline exceeded", err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := cluster.Start(ctx, cluster.Options{CRDs: []string{}})
+		ended <- err
+	}()
+	// It is given up when etcd runs: kube-apiserver is yet to come then.
+	eventually(t, "etcd is started", func() error {
+		select {
+		case err := <-ended:
+			ended <- err
+			return nil
+		default:
+		}
+		found, err := filepath.Glob(filepath.Join(os.TempDir(), "saga-cluster-*", "run", "etcd"))
+		if err == nil && len(found) == 0 {
+			err = errors.New("its process id is not recorded")
+		}
+		return err
+	})
+	pids := processes(t, filepath.Join(os.TempDir(), "saga-cluster-*"))
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the error is %v, want canceled", err)
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			t.Errorf("process %d is still there", pid)
+		}
 	}
 	left, err := filepath.Glob(filepath.Join(os.TempDir(), "*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
+	}
+}
+
+// TestAStartThatIsGivenUpAtItsVeryBeginningSaysSo gives it up while it asks where the control plane is.
+func TestAStartThatIsGivenUpAtItsVeryBeginningSaysSo(t *testing.T) {
+	repository := t.TempDir()
+	script := filepath.Join(repository, "hack", "controlplane", "build.sh")
+	if err := os.MkdirAll(filepath.Dir(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	asked := filepath.Join(repository, "asked")
+	if err := syscall.Mkfifo(asked, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho >'"+asked+"'\nexec sleep 600\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(repository)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		_, _ = os.ReadFile(asked) // returns when the script has written
+		cancel()
+	}()
+	if _, err := cluster.Start(ctx, cluster.Options{CRDs: []string{}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("the error is %v, want canceled", err)
 	}
 }
 
@@ -234,6 +312,19 @@ func processes(t *testing.T, dir string) (pids []int) {
 		pids = append(pids, pid)
 	}
 	return pids
+}
+
+func portOf(t *testing.T, host string) int {
+	t.Helper()
+	_, text, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimSuffix(host, "/"), "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return number
 }
 
 func newClient(t *testing.T, config *rest.Config) client.Client {

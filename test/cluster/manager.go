@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -34,7 +33,7 @@ type program struct {
 }
 
 func (c *Cluster) startControllerManager(ctx context.Context) error {
-	port, err := freePort()
+	port, err := c.port(ctx)
 	if err != nil {
 		return err
 	}
@@ -52,7 +51,7 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 	cmd := exec.Command(filepath.Join(c.assets, controllerManager),
 		"--kubeconfig="+c.kubeconfig,
 		"--bind-address=127.0.0.1",
-		"--secure-port="+strconv.Itoa(port),
+		"--secure-port="+strconv.Itoa(port.Number),
 		"--cert-dir="+filepath.Join(c.guard.Dir(), controllerManager+"-certificates"),
 		"--controllers="+controllers,
 		"--leader-elect=false",
@@ -78,7 +77,7 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 	if err := c.guard.Add(controllerManager, cmd.Process.Pid); err != nil {
 		return err
 	}
-	url := "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) + "/healthz"
+	url := "https://" + port.Address() + "/healthz"
 	if err := c.manager.awaitHealthy(ctx, url); err != nil {
 		return fmt.Errorf("%w\n%s", err, guard.Tail(c.logFile(controllerManager), logTail))
 	}
@@ -127,13 +126,4 @@ func (p *program) stop() error {
 	_ = p.cmd.Process.Kill()
 	<-p.exited
 	return fmt.Errorf("%s did not stop within %s and was killed", p.name, stopTimeout)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("looking for a free port: %w", err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return port, l.Close()
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/vextrus/saga-operator/internal/guard"
+	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/test/cluster"
 )
 
@@ -91,12 +91,21 @@ func (w *Workshop) Start(ctx context.Context, o Options) (*Process, error) {
 	if err := os.WriteFile(path, kubeconfig, 0o600); err != nil {
 		return nil, fmt.Errorf("writing the operator's kubeconfig: %w", err)
 	}
-	health, err := freeAddress(ctx)
+	health, err := ports.Draw(ctx)
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{"--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false", "--health-address", health, "--metrics-address", "0", "--api-bind-address", "0"}, o.Args...)
-	return w.Run(name, Command{Binary: "manager", Args: args, Env: []string{"DATABASE_URL=" + o.DatabaseURL}, LogFile: o.LogFile, Health: "http://" + health + "/readyz"})
+	args := append([]string{"--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false", "--health-address", health.Address(), "--metrics-address", "0", "--api-bind-address", "0"}, o.Args...)
+	p, err := w.Run(name, Command{Binary: "manager", Args: args, Env: []string{"DATABASE_URL=" + o.DatabaseURL}, LogFile: o.LogFile, Health: "http://" + health.Address() + "/readyz"})
+	if err != nil {
+		health.Release()
+		return nil, err
+	}
+	go func() {
+		<-p.exited
+		health.Release()
+	}()
+	return p, nil
 }
 
 // Command is a program of the workshop.
@@ -238,13 +247,4 @@ func (p *Process) AwaitReadiness(ctx context.Context, want func(ready bool, says
 		case <-tick.C:
 		}
 	}
-}
-
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("looking for a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }

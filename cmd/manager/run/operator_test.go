@@ -23,6 +23,7 @@ import (
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/test/cluster"
@@ -242,14 +243,15 @@ func forward(c net.Conn, to string) {
 	_, _ = io.Copy(c, s)
 }
 
+// freeAddress is one that nobody else takes while the test runs.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	p, err := ports.Draw(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Cleanup(p.Release)
+	return p.Address()
 }
 
 func ready(t *testing.T, address string, code int, line string) error {

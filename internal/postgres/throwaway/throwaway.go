@@ -19,7 +19,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -32,6 +31,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/vextrus/saga-operator/internal/guard"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 const (
@@ -71,7 +71,7 @@ type Server struct {
 	credential *syscall.Credential
 	durable    bool
 	password   string
-	port       int
+	port       *ports.Port
 
 	mu     sync.Mutex
 	exited chan struct{} // closed when the running server has ended; nil: it has not been started
@@ -122,16 +122,10 @@ func (s *Server) create(ctx context.Context, found binaries) (err error) {
 	if err := s.initialize(ctx); err != nil {
 		return err
 	}
-	// Another process may take a free port before the server does.
-	for range 5 {
-		if s.port, err = freePort(); err != nil {
-			return err
-		}
-		if err = s.Start(ctx); err == nil || ctx.Err() != nil {
-			break
-		}
+	if s.port, err = ports.Draw(ctx); err != nil {
+		return err
 	}
-	if err != nil {
+	if err := s.Start(ctx); err != nil {
 		return err
 	}
 	s.url = s.urlOf(role, role)
@@ -174,7 +168,7 @@ func (s *Server) initialize(ctx context.Context) error {
 
 func (s *Server) home() string    { return filepath.Join(s.guard.Dir(), "server") }
 func (s *Server) data() string    { return filepath.Join(s.home(), "data") }
-func (s *Server) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+func (s *Server) address() string { return s.port.Address() }
 
 // LogFile is where a server of one's own writes its log.
 func (s *Server) LogFile() string {
@@ -209,7 +203,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("opening the server's log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	args := []string{"-D", s.data(), "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-k", "", "-N", strconv.Itoa(maxConnections)}
+	args := []string{"-D", s.data(), "-h", "127.0.0.1", "-p", strconv.Itoa(s.port.Number), "-k", "", "-N", strconv.Itoa(maxConnections)}
 	if !s.durable {
 		args = append(args, "-F", "-c", "full_page_writes=off")
 	}
@@ -309,6 +303,7 @@ func (s *Server) Close() error {
 	if s.named {
 		return s.dropTemplate(ctx)
 	}
+	defer s.port.Release()
 	return errors.Join(s.Stop(ctx), s.guard.Close())
 }
 
@@ -351,13 +346,4 @@ func execute(ctx context.Context, url, statement string) (err error) {
 		return fmt.Errorf("preparing the throw-away PostgreSQL: %w", err)
 	}
 	return nil
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("looking for a free port: %w", err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return port, l.Close()
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 )
 
@@ -77,6 +78,10 @@ func TestAStoppedServerComesBackWithItsDataOnTheSamePort(t *testing.T) {
 	if conn, err := pgx.Connect(t.Context(), url); err == nil {
 		_ = conn.Close(t.Context())
 		t.Fatal("the stopped server answers")
+	}
+	if p, err := ports.Take(t.Context(), int(mustParse(t, url).Port)); err == nil {
+		p.Release()
+		t.Error("somebody else could take the port of the server while it was stopped")
 	}
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -216,6 +221,15 @@ func connect(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
+func mustParse(t *testing.T, url string) *pgx.ConnConfig {
+	t.Helper()
+	c, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func mustExec(t *testing.T, conn *pgx.Conn, statement string) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), statement); err != nil {
@@ -234,9 +248,6 @@ func count(t *testing.T, conn *pgx.Conn, query string) (n int) {
 // keywords is a URL as a keyword/value string.
 func keywords(t *testing.T, url string) string {
 	t.Helper()
-	c, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := mustParse(t, url)
 	return "host=127.0.0.1 sslmode=disable user=" + c.User + " password=" + c.Password + " dbname=" + c.Database + " port=" + strconv.Itoa(int(c.Port))
 }

@@ -114,7 +114,7 @@ func (w *World) letOrdersStartSagas(ctx context.Context) error {
 // certify finds the API a port, and makes its certificate.
 func (w *World) certify(ctx context.Context) error {
 	var url string
-	if err := otherPorts(ctx, &url); err != nil {
+	if err := w.otherPorts(ctx, &url); err != nil {
 		return err
 	}
 	w.API = "https://" + strings.TrimPrefix(url, "http://")

@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +18,7 @@ import (
 
 	ordertocash "github.com/vextrus/saga-operator/examples/order-to-cash"
 	"github.com/vextrus/saga-operator/examples/order-to-cash/services"
+	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/test/cluster"
 	"github.com/vextrus/saga-operator/test/operator"
@@ -70,6 +71,7 @@ type World struct {
 	workshop *operator.Workshop
 	postgres *throwaway.Server
 	admin    *rest.Config // of the operator
+	ports    []*ports.Port
 
 	mu        sync.Mutex
 	processes map[string]*operator.Process
@@ -123,6 +125,9 @@ func (w *World) Stop() error {
 	}
 	if w.workshop != nil {
 		errs = append(errs, w.workshop.Close())
+	}
+	for _, p := range w.ports {
+		p.Release()
 	}
 	return errors.Join(errs...)
 }
@@ -221,9 +226,9 @@ func (w *World) health(name string) string {
 
 func (w *World) startServices(ctx context.Context) (err error) {
 	at := ordertocash.DefaultURLs
-	if !w.options.DefaultPorts || !free(ctx, at) {
+	if !w.options.DefaultPorts || !w.take(ctx, at) {
 		// Somebody else has the ports that the manifests are written for: take others, and send the sagas there.
-		if err := otherPorts(ctx, &at.Orders, &at.Inventory, &at.Payments, &at.Shipping, &at.Invoicing); err != nil {
+		if err := w.otherPorts(ctx, &at.Orders, &at.Inventory, &at.Payments, &at.Shipping, &at.Invoicing); err != nil {
 			return err
 		}
 	}
@@ -246,26 +251,37 @@ func (w *World) startOperator(ctx context.Context) (err error) {
 	return w.Run(ctx, Operator)
 }
 
-func free(ctx context.Context, at ordertocash.URLs) bool {
+// take takes the ports of some URLs, or none of them.
+func (w *World) take(ctx context.Context, at ordertocash.URLs) bool {
+	var taken []*ports.Port
 	for _, url := range []string{at.Orders, at.Inventory, at.Payments, at.Shipping, at.Invoicing} {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", strings.TrimPrefix(url, "http://"))
+		_, text, _ := strings.Cut(strings.TrimPrefix(url, "http://"), ":")
+		number, err := strconv.Atoi(text)
+		var p *ports.Port
+		if err == nil {
+			p, err = ports.Take(ctx, number)
+		}
 		if err != nil {
+			for _, p := range taken {
+				p.Release()
+			}
 			return false
 		}
-		_ = l.Close()
+		taken = append(taken, p)
 	}
+	w.ports = append(w.ports, taken...)
 	return true
 }
 
-// otherPorts makes http URLs of free ports.
-func otherPorts(ctx context.Context, urls ...*string) error {
+// otherPorts makes http URLs of free ports, which are ours until everything is stopped: processes come back to theirs.
+func (w *World) otherPorts(ctx context.Context, urls ...*string) error {
 	for _, url := range urls {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		p, err := ports.Draw(ctx)
 		if err != nil {
-			return fmt.Errorf("looking for a free port: %w", err)
+			return err
 		}
-		defer l.Close() // held until all are found, so that they differ
-		*url = "http://" + l.Addr().String()
+		w.ports = append(w.ports, p)
+		*url = "http://" + p.Address()
 	}
 	return nil
 }
