@@ -97,7 +97,7 @@ func measureEngine(ctx context.Context, s settings) (rows []Row, err error) {
 	}
 	defer func() {
 		pool.Close()
-		err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		err = errors.Join(err, server.Close())
 	}()
 	parts, err := startParticipants()
 	if err != nil {

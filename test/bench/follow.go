@@ -25,7 +25,7 @@ func measureFollowing(ctx context.Context, s settings) (rows []Row, err error) {
 	}
 	defer func() {
 		pool.Close()
-		err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		err = errors.Join(err, server.Close())
 	}()
 	rate, err := rebuildRate(ctx, pool, s)
 	if err != nil {

@@ -58,7 +58,7 @@ func measureHistory(ctx context.Context, _ settings) (rows []Row, err error) {
 	}
 	defer func() {
 		pool.Close()
-		err = errors.Join(err, postgres.Stop(context.WithoutCancel(ctx)))
+		err = errors.Join(err, postgres.Close())
 	}()
 	kubernetes, err := cluster.Start(ctx, cluster.Options{})
 	if err != nil {

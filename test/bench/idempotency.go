@@ -23,7 +23,7 @@ func measureIdempotency(ctx context.Context, s settings) (rows []Row, err error)
 	}
 	defer func() {
 		pool.Close()
-		err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		err = errors.Join(err, server.Close())
 	}()
 	if _, err := pool.Exec(ctx, `CREATE TABLE bench_effects (id bigint GENERATED ALWAYS AS IDENTITY, note text)`); err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ func measureRelay(ctx context.Context, s settings) (rows []Row, err error) {
 	}
 	defer func() {
 		pool.Close()
-		err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		err = errors.Join(err, server.Close())
 	}()
 	const memoryMark, latencyMark = 50_000, 10
 	var rates []float64

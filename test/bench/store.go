@@ -34,16 +34,16 @@ func database(ctx context.Context, conns int) (*throwaway.Server, string, *pgxpo
 	}
 	dsn, _, err := server.NewDatabase(ctx)
 	if err != nil {
-		return nil, "", nil, errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		return nil, "", nil, errors.Join(err, server.Close())
 	}
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
-		return nil, "", nil, errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		return nil, "", nil, errors.Join(err, server.Close())
 	}
 	cfg.MaxConns = int32(conns)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
-		return nil, "", nil, errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		return nil, "", nil, errors.Join(err, server.Close())
 	}
 	return server, dsn, pool, nil
 }
@@ -55,7 +55,7 @@ func measureStore(ctx context.Context, s settings) (rows []Row, err error) {
 	}
 	defer func() {
 		pool.Close()
-		err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
+		err = errors.Join(err, server.Close())
 	}()
 	store, gathering := storepg.New(pool), storepg.NewGathering(pool, 2)
 	neighbour, err := newPeer(ctx, pool)

@@ -106,7 +106,7 @@ func (w *world) stop() error {
 		errs = append(errs, w.cluster.Stop())
 	}
 	if w.server != nil {
-		errs = append(errs, w.server.Stop(context.Background()))
+		errs = append(errs, w.server.Close())
 	}
 	if w.workshop != nil {
 		errs = append(errs, w.workshop.Close())

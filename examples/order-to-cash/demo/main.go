@@ -34,16 +34,30 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, *stay, *n, *chance)
-	switch {
-	case ctx.Err() != nil && *stay:
-		fmt.Println("stopped; nothing is left behind")
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "demo: interrupted; nothing is left behind")
-		os.Exit(130)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(1)
+	code, says := outcome(err, ctx.Err() != nil, *stay)
+	if code == 0 {
+		fmt.Print(says)
+	} else {
+		fmt.Fprint(os.Stderr, says)
 	}
+	os.Exit(code)
+}
+
+// errLeft says that something did not end as it should, and may still be there.
+var errLeft = errors.New("stopping everything")
+
+// outcome is the exit code, and what is said at the end.
+func outcome(err error, interrupted, stay bool) (code int, says string) {
+	const failed, byInterrupt = 1, 130
+	switch {
+	case errors.Is(err, errLeft), err != nil && !interrupted:
+		return failed, fmt.Sprintf("demo: %v\n", err)
+	case interrupted && stay:
+		return 0, "stopped; nothing is left behind\n"
+	case interrupted:
+		return byInterrupt, "demo: interrupted; nothing is left behind\n"
+	}
+	return 0, ""
 }
 
 func run(ctx context.Context, stay bool, n int, seed uint64) (err error) {
@@ -67,7 +81,11 @@ func run(ctx context.Context, stay bool, n int, seed uint64) (err error) {
 		},
 		Progress: func(line string) { fmt.Printf("%s … ", line) },
 	})
-	defer func() { err = errors.Join(err, w.Stop()) }()
+	defer func() {
+		if stop := w.Stop(); stop != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", errLeft, stop))
+		}
+	}()
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,9 +33,36 @@ type templates struct {
 	name string
 }
 
+// made are the databases that are still there, as far as we know.
+type made struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func (m *made) add(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.names == nil {
+		m.names = map[string]bool{}
+	}
+	m.names[name] = true
+}
+
+func (m *made) remove(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.names, name)
+}
+
+func (m *made) all() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.names))
+}
+
 // NewDatabase makes a database that is migrated. drop removes it, cutting the
-// connections to it; it need not be called on a server of one's own that is
-// closed anyway.
+// connections to it; it need not be called before the server is closed, which
+// removes what is left.
 func (s *Server) NewDatabase(ctx context.Context) (dsn string, drop func(), err error) {
 	template, err := s.template(ctx)
 	if err != nil {
@@ -49,6 +78,7 @@ func (s *Server) NewEmptyDatabase(ctx context.Context) (dsn string, drop func(),
 
 func (s *Server) newDatabase(ctx context.Context, template string) (string, func(), error) {
 	name := newName()
+	s.made.add(name) // before it is there: one that is interrupted may be made all the same
 	if err := execute(ctx, s.URL(), "CREATE DATABASE "+name+template); err != nil {
 		return "", nil, fmt.Errorf("making a database for a test: %w", err)
 	}
@@ -68,7 +98,22 @@ func newName() string {
 }
 
 func (s *Server) drop(ctx context.Context, name string) error {
-	return execute(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+	if err := execute(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+		return err
+	}
+	s.made.remove(name)
+	return nil
+}
+
+// dropAll drops what is still there of what was made on a named server.
+func (s *Server) dropAll(ctx context.Context) error {
+	var errs []error
+	for _, name := range s.made.all() {
+		if err := s.drop(ctx, name); err != nil {
+			errs = append(errs, fmt.Errorf("dropping database %s: %w", name, err))
+		}
+	}
+	return errors.Join(append(errs, s.dropTemplate(ctx))...)
 }
 
 // template is the name of the migrated database, made at the first call.

@@ -64,6 +64,7 @@ type Server struct {
 	url       string // of a database from which others are made
 	named     bool   // it is DATABASE_URL's
 	templates templates
+	made      made
 
 	// Of a server of one's own:
 	guard      *guard.Guard
@@ -294,14 +295,14 @@ func (s *Server) Stop(ctx context.Context) error {
 	return fmt.Errorf("stopping postgres on %s: %w", s.address(), ctx.Err())
 }
 
-// Close stops the server and removes its data. On a named server it drops what
-// was made for the tests' sake. The server cannot be used afterwards, but for
+// Close stops the server and removes its data. On a named server, which goes on,
+// it drops the databases that were made on it. The server cannot be used afterwards, but for
 // another Close, which does nothing.
 func (s *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), killAfter)
 	defer cancel()
 	if s.named {
-		return s.dropTemplate(ctx)
+		return s.dropAll(ctx)
 	}
 	defer s.port.Release()
 	return errors.Join(s.Stop(ctx), s.guard.Close())
@@ -326,7 +327,7 @@ func (s *Server) urlOf(user, database string) string {
 }
 
 // errNamed says that a server is not ours to stop.
-var errNamed = errors.New("the server that DATABASE_URL names is not stopped or started here; ask for one with Options.Own")
+var errNamed = errors.New("the server that DATABASE_URL names is not stopped or started here: Close drops what was made on it, and Options.Own asks for another that can be stopped")
 
 func startNamed(ctx context.Context, named string) (*Server, error) {
 	s := &Server{url: named, named: true}

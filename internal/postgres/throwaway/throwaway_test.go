@@ -143,6 +143,11 @@ func TestANamedServerIsUsedAndLeftAsItWas(t *testing.T) {
 			}
 			connect(t, url)
 			drop()
+			forgotten, _, err := named.NewEmptyDatabase(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			connect(t, forgotten)
 			if err := named.Stop(t.Context()); err == nil {
 				t.Error("a named server was stopped")
 			}
