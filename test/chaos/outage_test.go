@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -22,9 +23,9 @@ import (
 // outage is how long a server is away.
 func outage() <-chan time.Time {
 	if long {
-		return time.After(10 * time.Second)
+		return time.After(20 * time.Second)
 	}
-	return time.After(3 * time.Second)
+	return time.After(10 * time.Second)
 }
 
 func TestPostgresAwayInTheMiddle(t *testing.T) {
@@ -44,7 +45,7 @@ func TestPostgresAwayInTheMiddle(t *testing.T) {
 	}
 	g.release() // the outcomes come while there is nowhere to record them
 	away := outage()
-	if err := op.AwaitReadiness(t.Context(), func(ready bool, says string) bool { return !ready && strings.Contains(says, "database") }); err != nil {
+	if err := op.AwaitReadiness(t.Context(), func(ready bool, says string) bool { return !ready && strings.Contains(says, "[-] database: ") }); err != nil {
 		t.Fatal(err)
 	}
 	<-away
@@ -71,6 +72,17 @@ func TestTheAPIServerAwayInTheMiddle(t *testing.T) {
 	orders := names("order", 40)
 	s.apply(orders...)
 	g.await(t, len(orders))
+	down := true
+	t.Cleanup(func() { // the tests that follow need it, however this one ends
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if !down {
+			return
+		}
+		if err := api.StartAPIServer(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := api.StopAPIServer(); err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +93,7 @@ func TestTheAPIServerAwayInTheMiddle(t *testing.T) {
 	if err := api.StartAPIServer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	down = false
 	s.ended(v1.PhaseCompleted, orders...)
 	if !op.Running() {
 		t.Fatalf("the operator ended:\n%s", op.Tail())

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -189,13 +188,37 @@ func (s *scene) ended(phase v1.SagaPhase, names ...string) {
 		if err := k8s.List(s.t.Context(), list, client.InNamespace(s.namespace)); err != nil {
 			return err
 		}
-		for _, saga := range list.Items {
-			if slices.Contains(names, saga.Name) && saga.Status.Phase != phase {
-				return fmt.Errorf("%s is %s (%s)", saga.Name, saga.Status.Phase, saga.Status.Reason)
-			}
-		}
-		return nil
+		return allEnded(list.Items, phase, names)
 	})
+}
+
+// allEnded fails with one of the sagas that have not ended in a phase, or are not there.
+func allEnded(sagas []v1.Saga, phase v1.SagaPhase, names []string) error {
+	byName := map[string]*v1.Saga{}
+	for i := range sagas {
+		byName[sagas[i].Name] = &sagas[i]
+	}
+	for _, name := range names {
+		switch saga := byName[name]; {
+		case saga == nil:
+			return fmt.Errorf("%s is not there", name)
+		case saga.Status.Phase != phase:
+			return fmt.Errorf("%s is %s (%s)", name, saga.Status.Phase, saga.Status.Reason)
+		}
+	}
+	return nil
+}
+
+func TestASagaThatIsNotThereHasNotEnded(t *testing.T) {
+	completed := v1.Saga{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: v1.SagaStatus{Phase: v1.PhaseCompleted}}
+	for _, sagas := range [][]v1.Saga{nil, {completed}} {
+		if err := allEnded(sagas, v1.PhaseCompleted, []string{"a", "b"}); err == nil {
+			t.Errorf("of %d sagas two have ended", len(sagas))
+		}
+	}
+	if err := allEnded([]v1.Saga{completed}, v1.PhaseCompleted, []string{"a"}); err != nil {
+		t.Error(err)
+	}
 }
 
 // recorded waits until an event of a type, and of a step where one is given, is in the database.
