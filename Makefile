@@ -135,8 +135,13 @@ install: $(TOOLS)/kustomize ## Install the resource definitions into the current
 deploy: $(TOOLS)/kustomize ## Deploy the operator into the current cluster; see docs/operations.md for its database
 	$(TOOLS)/kustomize build config/default | $(KUBECTL) apply --server-side -f -
 
+# The operator lets sagas go, so it is the last to go itself; and a saga that is undone may need its sinks.
 .PHONY: undeploy
-undeploy: $(TOOLS)/kustomize ## Remove the operator; sagas that still run have to end first, or their objects stay
+undeploy: $(TOOLS)/kustomize ## Delete all sagas, which undoes those that still run, then all sinks and the operator; a parked saga has to be decided about first
+	for kind in sagas sinks clustersinks; do \
+		if [[ -n "$$($(KUBECTL) get crd $$kind.saga.vextrus.io --ignore-not-found -o name)" ]]; then \
+			all=--all-namespaces; [[ $$kind != clustersinks ]] || all=; \
+			$(KUBECTL) delete $$kind.saga.vextrus.io --all $$all --wait; fi; done
 	$(TOOLS)/kustomize build config/default | $(KUBECTL) delete --ignore-not-found -f -
 
 ##@ Help
