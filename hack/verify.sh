@@ -28,5 +28,8 @@ for overlay in config/crd config/default config/samples; do
 	bin/tools/kustomize build "$overlay" >/dev/null || fail "kustomize cannot build $overlay"
 done
 hack/verify-image.sh
+for name in $(grep -oE '`(Test|Fuzz)[A-Za-z0-9]+`' SECURITY.md | tr -d '`' | sort -u); do
+	git grep -qE "^func $name\(" -- '*_test.go' || fail "SECURITY.md names $name, and there is no such test: name the one that shows the rule now"
+done
 bash -n .ci/run hack/*.sh hack/controlplane/*.sh
 echo "verify: everything is up to date"
