@@ -85,6 +85,22 @@ func (p *Port) Release() {
 	}
 }
 
+// ForTest draws a port for a server of a test that is stopped and comes back, and returns its address. It is released when the test ends.
+func ForTest(t interface {
+	Helper()
+	Context() context.Context
+	Cleanup(func())
+	Fatal(...any)
+}) string {
+	t.Helper()
+	p, err := Draw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Release)
+	return p.Address()
+}
+
 // outside returns the larger part of the ports that the kernel does not pick
 // from, given how it says which those are.
 func outside(text []byte, err error) (from, to int) {

@@ -23,6 +23,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/http"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -72,7 +73,7 @@ func (s *service) ServeHTTP(w nethttp.ResponseWriter, r *nethttp.Request) {
 func (s *service) listen(t *testing.T) {
 	t.Helper()
 	if s.address == "" {
-		s.address = "127.0.0.1:0"
+		s.address = ports.ForTest(t)
 	}
 	l, err := net.Listen("tcp", s.address)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/kafka"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 const user = "saga"
@@ -26,6 +27,15 @@ func TestConformance(t *testing.T) {
 	t.Parallel()
 	sinktest.Run(t, func(t *testing.T) *sinktest.Harness {
 		options := []kfake.Opt{kfake.SeedTopics(3, topic), kfake.EnableSASL(), kfake.Superuser(kafka.ScramSHA256, user, sinktest.Secret)}
+		_, text, err := net.SplitHostPort(ports.ForTest(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		port, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		options = append(options, kfake.Ports(port))
 		running := cluster(t, options...)
 		c := config(running)
 		c.Mechanism = kafka.ScramSHA256
@@ -34,12 +44,7 @@ func TestConformance(t *testing.T) {
 		h.Credentials = true
 		h.Stop = func(*testing.T) { running.Close() }
 		h.Start = func(t *testing.T) {
-			_, text, _ := net.SplitHostPort(c.Brokers[0])
-			port, err := strconv.Atoi(text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			running = cluster(t, append(options, kfake.Ports(port))...)
+			running = cluster(t, options...)
 		}
 		return h
 	})

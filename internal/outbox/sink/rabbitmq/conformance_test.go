@@ -13,6 +13,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/outbox/sink/rabbitmq"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/rabbitmq/rabbittest"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 func TestConformance(t *testing.T) {
@@ -95,7 +96,7 @@ func (f *front) start(t *testing.T) {
 	t.Helper()
 	address := f.address
 	if address == "" {
-		address = "127.0.0.1:0"
+		address = ports.ForTest(t)
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {

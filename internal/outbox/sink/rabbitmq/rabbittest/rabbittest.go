@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/guard"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 // What a server has. Both users have the same password, which no error may show.
@@ -50,7 +50,7 @@ type Server struct {
 	guard      *guard.Guard
 	bin        string
 	credential *syscall.Credential
-	ports      struct{ amqp, node, epmd int }
+	ports      struct{ amqp, node, epmd *ports.Port } // held over restarts
 
 	server, epmd *process
 }
@@ -67,7 +67,7 @@ func Start(ctx context.Context) (*Server, error) {
 	}
 	s := &Server{guard: g, bin: bin}
 	if s.credential, err = serverUser(); err == nil {
-		// Another process may take a free port before the server does.
+		// Somebody who draws no ports may take one before the server does.
 		for range tries {
 			if err = s.create(ctx); err == nil || ctx.Err() != nil {
 				break
@@ -97,8 +97,9 @@ func find() (string, error) {
 // create makes the server's files and starts it on fresh ports.
 func (s *Server) create(ctx context.Context) (err error) {
 	s.end()
-	for _, port := range []*int{&s.ports.amqp, &s.ports.node, &s.ports.epmd} {
-		if *port, err = freePort(ctx); err != nil {
+	for _, port := range []**ports.Port{&s.ports.amqp, &s.ports.node, &s.ports.epmd} {
+		(*port).Release()
+		if *port, err = ports.Draw(ctx); err != nil {
 			return err
 		}
 	}
@@ -119,10 +120,10 @@ func (s *Server) create(ctx context.Context) (err error) {
 }
 
 func (s *Server) home() string { return filepath.Join(s.guard.Dir(), "server") }
-func (s *Server) node() string { return "saga" + strconv.Itoa(s.ports.amqp) + "@localhost" }
+func (s *Server) node() string { return "saga" + strconv.Itoa(s.ports.amqp.Number) + "@localhost" }
 
 // Address is host:port of the server.
-func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.ports.amqp)) }
+func (s *Server) Address() string { return s.ports.amqp.Address() }
 
 // URL leads to virtual host "/", without credentials.
 func (s *Server) URL() string { return "amqp://" + s.Address() }
@@ -139,10 +140,10 @@ func (s *Server) command(ctx context.Context, path string, args ...string) *exec
 	// Nothing of the caller's, nor of a server that is installed on this machine.
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + s.home(), "LC_ALL=C.UTF-8", "TZ=UTC",
-		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT=" + strconv.Itoa(s.ports.epmd),
+		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT=" + strconv.Itoa(s.ports.epmd.Number),
 		// No epmd but ours, which ends with us; and the node is not to be reached from elsewhere.
 		"ERL_AFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
-		"RABBITMQ_NODENAME=" + s.node(), "RABBITMQ_DIST_PORT=" + strconv.Itoa(s.ports.node),
+		"RABBITMQ_NODENAME=" + s.node(), "RABBITMQ_DIST_PORT=" + strconv.Itoa(s.ports.node.Number),
 		"RABBITMQ_CONF_ENV_FILE=/dev/null", "RABBITMQ_CONFIG_FILE=" + in("rabbitmq.conf"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + in("enabled_plugins"), "RABBITMQ_PID_FILE=" + in("pid"),
 		"RABBITMQ_MNESIA_BASE=" + in("data"), "RABBITMQ_LOG_BASE=" + in("log"),
@@ -208,6 +209,9 @@ func (s *Server) Control(ctx context.Context, args ...string) error {
 // Close ends the server and removes its data. It may be called again.
 func (s *Server) Close() error {
 	s.end()
+	s.ports.amqp.Release()
+	s.ports.node.Release()
+	s.ports.epmd.Release()
 	return s.guard.Close()
 }
 
