@@ -186,6 +186,9 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 			return nil, r.plan, nil
 		}
 		plan, err := e.plans.compile(r.state.Definition)
+		if def := (*DefinitionError)(nil); errors.As(err, &def) {
+			def.Recorded = true
+		}
 		return nil, plan, err
 	}
 	if r.observed.Definition == nil {

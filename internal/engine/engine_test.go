@@ -425,12 +425,26 @@ func TestProblemSaysWhatAnErrorMeansForTheSaga(t *testing.T) {
 	}}}); err != nil {
 		t.Fatal(err)
 	}
+	started := newKey(t)
+	typ, schema, data, err := saga.Marshal(saga.SagaStarted{UID: started.UID, Namespace: started.Namespace, Name: started.Name, Definition: *bad})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Append(t.Context(), eventstore.Append{Stream: StreamOf(started.UID), Events: []eventstore.Event{{
+		ID: uuid.New(), Type: typ, SchemaVersion: schema, Data: data,
+	}}}); err != nil {
+		t.Fatal(err)
+	}
 	for reason, test := range map[string]struct {
 		err       func() error
 		transient bool
 	}{
 		ReasonInvalidDefinition: {func() error {
 			_, err := b.engine.Advance(t.Context(), newKey(t), start(bad))
+			return err
+		}, false},
+		ReasonDefinitionUnreadable: {func() error {
+			_, err := b.engine.Advance(t.Context(), started, start(definition("a")))
 			return err
 		}, false},
 		ReasonStreamUnreadable: {func() error {

@@ -11,7 +11,11 @@ import (
 )
 
 // DefinitionError says that a definition does not make a plan.
-type DefinitionError struct{ Fields []saga.FieldError }
+type DefinitionError struct {
+	Fields []saga.FieldError
+	// Recorded is true for the definition that a saga was started with: it made a plan once, for another version of the operator.
+	Recorded bool
+}
 
 func (e *DefinitionError) Error() string {
 	texts := make([]string, len(e.Fields))
@@ -37,6 +41,7 @@ func (e *StreamError) Unwrap() error { return e.Err }
 // Reasons that Problem gives.
 const (
 	ReasonInvalidDefinition     = "InvalidDefinition"
+	ReasonDefinitionUnreadable  = "DefinitionUnreadable"
 	ReasonStreamUnreadable      = "StreamUnreadable"
 	ReasonTooLarge              = "TooLarge"
 	ReasonHistoryRemoved        = "HistoryRemoved"
@@ -51,6 +56,8 @@ func Problem(err error) (reason, message string, transient bool) {
 	var def *DefinitionError
 	var stream *StreamError
 	switch {
+	case errors.As(err, &def) && def.Recorded:
+		return ReasonDefinitionUnreadable, "The saga was started by an operator that could read its definition, and this one cannot: " + def.Error(), false
 	case errors.As(err, &def):
 		return ReasonInvalidDefinition, def.Error(), false
 	case errors.As(err, &stream):
