@@ -3,7 +3,9 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"sync"
 	"testing"
 	"time"
@@ -43,10 +45,17 @@ type rig struct {
 	store eventstore.Store
 	svc   *service
 
+	// What the operator's client does, for a test to come between; each is nil or called with the object that is asked for.
+	beforeGet    func(client.Object) // with what the cache has, which it may change
+	beforeDelete func(client.Object)
+	onTransport  func(http.RoundTripper) http.RoundTripper
+	log          lockedLog
+
 	mu         sync.Mutex
 	tampered   bool           // statuses are not the operator's own
 	reconciles map[string]int // by name
 	writes     map[string]int // status writes, by name
+	patches    map[string]int // patches of anything else, refused ones too, by name
 }
 
 // newRig starts an operator for a new namespace. At the end of the test it checks the conditions of every saga in it.
@@ -63,7 +72,7 @@ func newRigWithoutOperator(t *testing.T, store eventstore.Store) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{T: t, kube: kube, store: store, svc: newService(t), reconciles: map[string]int{}, writes: map[string]int{}}
+	r := &rig{T: t, kube: kube, store: store, svc: newService(t), reconciles: map[string]int{}, writes: map[string]int{}, patches: map[string]int{}}
 	ns := &corev1.Namespace{}
 	ns.GenerateName = "t-"
 	if err := kube.Create(t.Context(), ns); err != nil {
@@ -88,7 +97,11 @@ func scheme(t *testing.T) *runtime.Scheme {
 // startOperator runs one more operator for the rig's namespace until the function that it returns is called, or the test ends.
 func (r *rig) startOperator() (stop func()) {
 	r.Helper()
-	mgr, err := ctrl.NewManager(apiServer(r.T), ctrl.Options{
+	config := apiServer(r.T)
+	if r.onTransport != nil {
+		config.Wrap(r.onTransport)
+	}
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme(r.T), NewClient: r.countingClient, Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0",
 		Cache: cache.Options{
 			DefaultNamespaces: map[string]cache.Config{r.ns: {}},
@@ -99,7 +112,7 @@ func (r *rig) startOperator() (stop func()) {
 		r.Fatal(err)
 	}
 	kinds := participantKinds(r.T)
-	log := slog.New(slog.NewTextHandler(r.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(r.Output(), &r.log), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	sagas := &SagaReconciler{
 		Participants: kinds, Logger: log, Events: true, AnyName: true, Concurrency: 16,
 		Watches: func(ns string) bool { return ns == r.ns },
@@ -157,6 +170,25 @@ func (r *rig) countingClient(cfg *rest.Config, o client.Options) (client.Client,
 		return nil, err
 	}
 	return interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			err := c.Get(ctx, key, o, opts...)
+			if err == nil && r.beforeGet != nil {
+				r.beforeGet(o)
+			}
+			return err
+		},
+		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+			if r.beforeDelete != nil {
+				r.beforeDelete(o)
+			}
+			return c.Delete(ctx, o, opts...)
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			r.mu.Lock()
+			r.patches[o.GetName()]++
+			r.mu.Unlock()
+			return c.Patch(ctx, o, p, opts...)
+		},
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
 			err := c.SubResource(sub).Patch(ctx, o, p, opts...)
 			if err == nil {

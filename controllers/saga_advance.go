@@ -28,6 +28,9 @@ type problem struct {
 // advance has the engine move the saga. An error is one that passes by itself; what does not becomes the sighting's problem, and the saga stalls alone.
 func (r *SagaReconciler) advance(ctx context.Context, s *sighting) error {
 	res, err := r.Engine.Advance(ctx, s.key, s.observed)
+	if err != nil && s.observed.Definition != nil && refusesStart(err) {
+		res, err = r.advanceUnstarted(ctx, s, err)
+	}
 	if err != nil {
 		return r.advanceFailed(ctx, s, err)
 	}
@@ -39,9 +42,13 @@ func (r *SagaReconciler) advance(ctx context.Context, s *sighting) error {
 	if res.State.Version > 0 {
 		return nil
 	}
+	s.unstarted = s.object == nil || s.object.Status.RecordedVersion == 0
 	r.Engine.Forget(s.key) // nothing has started, so there is nothing to hold
 	switch {
-	case s.object != nil && s.object.Status.RecordedVersion > 0:
+	case s.problem != nil: // it cannot be started
+		r.Logger.Error("a saga cannot be started", "saga", s.key, "reason", s.problem.reason, "error", s.problem.message)
+		s.wakeAt(r.Clock().Add(stalledLook))
+	case !s.unstarted:
 		s.problem = &problem{reason: reasonStreamMissing, message: fmt.Sprintf(
 			"%d events of this saga were recorded, but the event store has none of them; check that the operator uses the right database, or restore it", s.object.Status.RecordedVersion)}
 		s.wakeAt(r.Clock().Add(stalledLook))
@@ -49,6 +56,25 @@ func (r *SagaReconciler) advance(ctx context.Context, s *sighting) error {
 		s.problem = &problem{reason: engine.ReasonInvalidDefinition, message: fieldErrors(s.invalid)}
 	}
 	return nil
+}
+
+// refusesStart reports whether an error may be about what the saga was to be started with, and not about what is recorded of it.
+func refusesStart(err error) bool {
+	reason, _, _ := engine.Problem(err)
+	return reason == engine.ReasonInvalidDefinition || reason == engine.ReasonTooLarge
+}
+
+// advanceUnstarted advances a saga that cannot be started without starting it. The engine may have refused the start before it looked at the stream: there may
+// be one all the same, of another version of the operator, and then the saga goes by that.
+func (r *SagaReconciler) advanceUnstarted(ctx context.Context, s *sighting, refused error) (engine.Result, error) {
+	recorded := s.observed
+	recorded.Definition, recorded.Input = nil, nil
+	res, err := r.Engine.Advance(ctx, s.key, recorded)
+	if err == nil && res.State.Version == 0 {
+		reason, message, _ := engine.Problem(refused)
+		s.problem = &problem{reason: reason, message: message}
+	}
+	return res, err
 }
 
 func (r *SagaReconciler) advanceFailed(ctx context.Context, s *sighting, err error) error {

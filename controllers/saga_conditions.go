@@ -45,7 +45,7 @@ func judge(v view) verdict {
 	state := v.state
 	switch {
 	case v.problem != nil && !v.problem.transient:
-		return verdict{reason: v.problem.reason, message: clip(v.problem.message+problemAdvice(v), maxConditionMessage), stalled: true}
+		return verdict{reason: v.problem.reason, message: problemMessage(v), stalled: true}
 	case v.problem != nil:
 		return verdict{reason: v.problem.reason, message: v.problem.message, progressing: true}
 	case state.Version == 0:
@@ -95,11 +95,27 @@ func parkedMessage(v view) string {
 	return what + fmt.Sprintf(decide, v.namespace, v.name) + byHand(v)
 }
 
-func problemAdvice(v view) string {
-	if v.problem.reason == engine.ReasonInvalidDefinition {
-		return ". The saga was not started; delete it and create it again with this mended."
+// problemMessage says what is wrong and, however long that is, what to do.
+func problemMessage(v view) string {
+	todo := advice(v.problem, v.unstarted)
+	if !v.unstarted {
+		todo += byHand(v)
 	}
-	return byHand(v)
+	return clip(v.problem.message, maxConditionMessage-len(todo)) + todo
+}
+
+// advice says what to do about a problem that does not pass by itself.
+func advice(p *problem, unstarted bool) string {
+	switch p.reason {
+	case engine.ReasonInvalidDefinition, engine.ReasonTooLarge:
+		if unstarted {
+			return ". The saga was not started; delete it and create it again with this mended."
+		}
+		return ". What it did so far stays done until somebody undoes it by hand."
+	case engine.ReasonDefinitionUnreadable, engine.ReasonStreamUnreadable:
+		return ". Nothing recorded is lost: run the newer version of the operator again, or whichever could read it, and the saga goes on by itself."
+	}
+	return ""
 }
 
 // byHand says how to let an object go that the finalizer holds.

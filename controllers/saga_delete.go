@@ -31,13 +31,15 @@ func (r *SagaReconciler) letGo(ctx context.Context, s *sighting) error {
 	return nil
 }
 
-// mayGo reports whether nothing is left to undo. A saga whose definition is refused has never begun to do anything.
+// mayGo reports whether nothing is left to undo. A saga that is refused has never begun to do anything, if the event store says so too: one of which nothing is known
+// may be half done.
 func mayGo(s *sighting) bool {
-	neverStarted := s.problem != nil && s.problem.reason == engine.ReasonInvalidDefinition && s.result.State.Version == 0
-	return s.result.State.Phase.Terminal() || neverStarted || s.over
+	refused := s.problem != nil && (s.problem.reason == engine.ReasonInvalidDefinition || s.problem.reason == engine.ReasonTooLarge)
+	return s.result.State.Phase.Terminal() || s.unstarted && refused || s.over
 }
 
-// letGoOrphan forgets a saga whose object is gone, once it has been undone or cannot be driven. A parked one is looked at again by recovery.
+// letGoOrphan forgets a saga whose object is gone, once it has been undone. One that cannot be undone is looked at again, by recovery and after a while, and told of each time:
+// there is no object any more whose status could say so.
 func (r *SagaReconciler) letGoOrphan(s *sighting) {
 	state := &s.result.State
 	switch {
@@ -45,7 +47,11 @@ func (r *SagaReconciler) letGoOrphan(s *sighting) {
 		r.Logger.Warn("a saga whose object is gone could not be undone: somebody has to look after it", "saga", s.key,
 			"step", state.Parked.Step, "reason", state.Parked.Reason, "message", state.Parked.Message)
 		r.forget(s.key)
-	case state.Version == 0 || state.Phase.Terminal() || s.problem != nil:
+	case s.unstarted || s.over || state.Phase.Terminal():
+		r.forget(s.key)
+	case s.problem != nil:
+		r.Logger.Error("a saga whose object is gone cannot be undone, and what it did stays done: somebody has to look after it", "saga", s.key,
+			"reason", s.problem.reason, "message", s.problem.message+advice(s.problem, s.unstarted))
 		r.forget(s.key)
 	}
 }

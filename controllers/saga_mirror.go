@@ -43,7 +43,7 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 	}
 	next := statusOf(view{
 		name: s.object.Name, namespace: s.object.Namespace, generation: s.object.Generation, deleting: s.deleting(), now: r.Clock(),
-		state: &s.result.State, problem: s.problem, previous: &s.object.Status,
+		state: &s.result.State, problem: s.problem, unstarted: s.unstarted, previous: &s.object.Status,
 	})
 	previous := s.object.Status
 	if equality.Semantic.DeepEqual(previous, next) {

@@ -29,9 +29,11 @@ type sighting struct {
 	// observed is what the engine is told, invalid what is wrong with the definition.
 	observed engine.Observation
 	invalid  []saga.FieldError
-	// result is where the saga stands, problem what keeps it from moving.
+	// result is where the saga stands, problem what keeps it from moving. After an error nothing is known, and the result is zero.
 	result  engine.Result
 	problem *problem
+	// unstarted is true when the engine has looked and found no event of the saga, nor has its status ever shown one. A zero result alone does not say so.
+	unstarted bool
 	// over is true when the saga finished so long ago that its history has been removed.
 	over bool
 	// mirrored is true when the status shows all of it.

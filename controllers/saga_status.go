@@ -28,10 +28,12 @@ type view struct {
 	generation      int64
 	deleting        bool
 	// now is the time for transitions that the state has no time of.
-	now      time.Time
-	state    *saga.State
-	problem  *problem
-	previous *v1.SagaStatus
+	now     time.Time
+	state   *saga.State
+	problem *problem
+	// unstarted is true when it is known that nothing is recorded.
+	unstarted bool
+	previous  *v1.SagaStatus
 }
 
 // statusOf works the status out. It is pure: the same view always gives the same status. Without a state, which is when the stream is empty or cannot be
