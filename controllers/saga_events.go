@@ -44,6 +44,19 @@ func (r *SagaReconciler) announce(o *v1.Saga, previous, next *v1.SagaStatus) {
 	r.events.send(r.event(o, next, kind, ready.Reason, ready.Message))
 }
 
+// explain makes one Kubernetes event about the object of a saga that has ended, and that is to be deleted but cannot be let go: its status says how it ended and
+// changes no more.
+func (r *SagaReconciler) explain(s *sighting) {
+	if r.events == nil || s.problem == nil || s.over || !s.deleting() {
+		return
+	}
+	note := s.problem.message
+	if !s.problem.transient {
+		note = problemMessage(view{name: s.object.Name, namespace: s.object.Namespace, deleting: true, problem: s.problem, unstarted: s.unstarted})
+	}
+	r.events.send(r.event(s.object, &s.object.Status, corev1.EventTypeWarning, s.problem.reason, note))
+}
+
 // event makes an event. Its name is derived from what it tells, so that however many operators tell it, it is there once.
 func (r *SagaReconciler) event(o *v1.Saga, s *v1.SagaStatus, kind, reason, note string) *eventsv1.Event {
 	h := fnv.New64a()

@@ -37,8 +37,10 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 	if s.object == nil {
 		return
 	}
-	if s.over && finished(s.object) { // what the status says is all that is left of it
+	if finished(s.object) && s.result.State.Version == 0 {
+		// An end never changes: what the status says was true, and is all that can be said as long as nothing is known.
 		s.mirrored = true
+		r.explain(s)
 		return
 	}
 	next := statusOf(view{
