@@ -15,6 +15,8 @@ type note struct {
 	// cache shows that one, it has not caught up.
 	wroteAt   time.Time
 	wroteOver string
+	// heldOver is the resource version that putting the finalizer on replaced. The cache may show it still after later writes.
+	heldOver string
 	// lagging is how often in a row the cache was found behind; while it is not zero, any change of the object is waited for.
 	lagging int
 	// failingSince is when the event store began to fail for it; zero while it does not.

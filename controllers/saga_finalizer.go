@@ -17,7 +17,15 @@ func (r *SagaReconciler) holdObject(ctx context.Context, s *sighting) error {
 	if s.deleting() || len(s.invalid) > 0 || controllerutil.ContainsFinalizer(s.object, v1.Finalizer) {
 		return nil
 	}
-	return r.patchFinalizers(ctx, s, append(slices.Clone(s.object.Finalizers), v1.Finalizer))
+	over := s.object.ResourceVersion
+	if s.note.heldOver != "" && s.note.heldOver == over {
+		return nil // it is on, and the cache does not show it yet
+	}
+	if err := r.patchFinalizers(ctx, s, append(slices.Clone(s.object.Finalizers), v1.Finalizer)); err != nil {
+		return err
+	}
+	s.note = r.notes.change(s.key, func(n *note) { n.heldOver = over })
+	return nil
 }
 
 // releaseObject takes the finalizer off.

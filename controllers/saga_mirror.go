@@ -53,7 +53,7 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 		r.cacheCaughtUp(s)
 		return
 	}
-	if s.note.wroteOver != "" && s.note.wroteOver == s.object.ResourceVersion {
+	if s.cacheIsBehind() {
 		r.awaitCache(s)
 		return
 	}
@@ -75,6 +75,12 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 		r.Logger.Warn("the status could not be written; trying again", "saga", s.key, "error", err)
 		s.wakeAt(r.Clock().Add(jitter(mirrorRetry)))
 	}
+}
+
+// cacheIsBehind reports whether the object is one that a write of this process has replaced.
+func (s *sighting) cacheIsBehind() bool {
+	v := s.object.ResourceVersion
+	return v != "" && (v == s.note.wroteOver || v == s.note.heldOver)
 }
 
 // awaitCache has the saga looked at again when the cache has caught up: with the event that shows it, and if that is missed, after a while.
