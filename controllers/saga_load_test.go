@@ -55,3 +55,31 @@ func TestAnAPIServerThatIsSlowIsShownLess(t *testing.T) {
 		}
 	}
 }
+
+// A saga that is rolled back within a second is written twice at most: as Running where it was shown so, and as what it came to.
+func TestARollbackIsShownWhenItTakesLongerThanASecondAndItsEndAtOnce(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	shown := &v1.SagaStatus{Phase: v1.PhaseRunning}
+	for name, test := range map[string]struct {
+		age      time.Duration
+		previous *v1.SagaStatus
+		next     v1.SagaPhase
+		want     time.Duration
+	}{
+		"within the first second": {400 * time.Millisecond, shown, v1.PhaseCompensating, 600 * time.Millisecond},
+		"after it":                {time.Second, shown, v1.PhaseCompensating, 0},
+		"long after":              {time.Hour, shown, v1.PhaseCompensating, 0},
+		"its end":                 {400 * time.Millisecond, shown, v1.PhaseCompensated, 0},
+		"its end, nothing shown":  {400 * time.Millisecond, &v1.SagaStatus{}, v1.PhaseCompensated, 0},
+		"parked":                  {400 * time.Millisecond, shown, v1.PhaseCompensationFailed, 0},
+		"shown nothing of":        {100 * time.Millisecond, &v1.SagaStatus{}, v1.PhaseCompensating, settleTime - 100*time.Millisecond},
+	} {
+		r := &SagaReconciler{Clock: func() time.Time { return now }}
+		s := &sighting{}
+		s.result.State = saga.State{Version: 1, Phase: saga.Phase(test.next), StartedAt: now.Add(-test.age)}
+		if got := max(0, r.mirrorDelay(s, test.previous, &v1.SagaStatus{Phase: test.next})); got != test.want {
+			t.Errorf("%s: the write waits %s, want %s", name, got, test.want)
+		}
+	}
+}

@@ -22,6 +22,8 @@ const (
 	maxSettleTime = 5 * time.Second
 	// mirrorEvery is how often the status of a saga that moves within one phase is written.
 	mirrorEvery = time.Second
+	// quick is the age within which a rollback is not shown where the saga was shown as running: most are over by then, and their end is always shown at once.
+	quick = time.Second
 	// cacheLag is how long to wait for the cache to catch up with a write if no event tells that it has; doubled so often at most.
 	cacheLag        = 50 * time.Millisecond
 	maxLagDoublings = 6
@@ -102,6 +104,9 @@ func (r *SagaReconciler) mirrorDelay(s *sighting, previous, next *v1.SagaStatus)
 	case fresh(previous) && settling(next) && s.problem == nil && !s.result.State.Suspended:
 		settle := min(max(settleTime, settleWrites*r.writes.recent()), maxSettleTime)
 		return min(s.result.State.StartedAt.Add(settle).Sub(now), settle)
+	case previous.Phase == v1.PhaseRunning && next.Phase == v1.PhaseCompensating && previous.ObservedGeneration == next.ObservedGeneration && s.problem == nil &&
+		now.Before(s.result.State.StartedAt.Add(quick)):
+		return min(s.result.State.StartedAt.Add(quick).Sub(now), quick)
 	case urgent(previous, next):
 		return 0
 	default:
