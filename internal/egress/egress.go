@@ -40,11 +40,12 @@ var denied = []struct {
 	{netip.MustParsePrefix("2001::/32"), "tunnelled"},
 }
 
-// Policy says which addresses may be connected to. It is immutable and safe for concurrent use. The zero value allows everything but
+// Policy says which addresses may be connected to. It is safe for concurrent use, and does not change but by what DenyAlso was given. The zero value allows everything but
 // loopback, link-local, metadata, unspecified, multicast and reserved addresses, in whatever form they are written.
 type Policy struct {
 	allow []netip.Prefix
 	deny  []rule
+	also  func(netip.AddrPort) bool
 }
 
 // rule is a prefix and, unless it is zero, one port.
@@ -77,6 +78,12 @@ func New(allow, deny []string) (*Policy, error) {
 		p.deny = append(p.deny, rule{prefix: prefix})
 	}
 	return p, nil
+}
+
+// DenyAlso returns the same policy with addresses refused besides, whatever is allowed. It asks before every connection, so that addresses that come and go can be among
+// them; denied has to be safe for concurrent use.
+func (p *Policy) DenyAlso(denied func(netip.AddrPort) bool) *Policy {
+	return &Policy{allow: p.allow, deny: p.deny, also: denied}
 }
 
 func parse(s string) (netip.Prefix, error) {
@@ -119,6 +126,9 @@ func (p *Policy) Check(to netip.AddrPort) error {
 		if (r.port == 0 || r.port == to.Port()) && (r.prefix.Contains(addr) || r.prefix.Contains(inner)) {
 			return &Error{Address: to.String(), Explicit: true}
 		}
+	}
+	if p.also != nil && (p.also(netip.AddrPortFrom(addr, to.Port())) || p.also(netip.AddrPortFrom(inner, to.Port()))) {
+		return &Error{Address: to.String(), Explicit: true}
 	}
 	if slices.ContainsFunc(p.allow, func(a netip.Prefix) bool { return a.Contains(addr) }) {
 		return nil

@@ -65,6 +65,28 @@ func TestAllowOverridesDefaultsAndDenyOverridesAll(t *testing.T) {
 	}
 }
 
+func TestWhatIsDeniedBesidesOverridesAllAndMayChange(t *testing.T) {
+	t.Parallel()
+	p, err := New([]string{"10.0.0.1"}, []string{"10.9.0.0/16"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	denied := netip.MustParseAddrPort("10.0.0.1:6443")
+	p = p.DenyAlso(func(a netip.AddrPort) bool { return a == denied })
+	for address, allowed := range map[string]bool{
+		"10.0.0.1:6443": false, "[::ffff:10.0.0.1]:6443": false, "[64:ff9b::a00:1]:6443": false, "10.0.0.1:80": true, "10.9.0.1:80": false, "127.0.0.1:80": false,
+	} {
+		if err := p.Check(netip.MustParseAddrPort(address)); (err == nil) != allowed {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	was := denied
+	denied = netip.MustParseAddrPort("10.0.0.2:6443")
+	if p.Check(denied) == nil || p.Check(was) != nil {
+		t.Error("it goes by what was denied before")
+	}
+}
+
 func TestAPolicyTakesNoNames(t *testing.T) {
 	t.Parallel()
 	for _, s := range []string{"localhost", "kubernetes.default:443", "10.0.0.0/33", ""} {
