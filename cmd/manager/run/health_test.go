@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"k8s.io/client-go/rest"
 )
 
 func get(t *testing.T, h http.Handler, path string) (int, string) {
@@ -49,19 +47,5 @@ func TestReadinessSaysWhichCheckFailsAndWhy(t *testing.T) {
 	down = nil
 	if code, body := get(t, h.handler(), "/readyz"); code != http.StatusOK {
 		t.Errorf("code %d, body:\n%s", code, body)
-	}
-}
-
-func TestTheAPIServerIsAlwaysDeniedToParticipants(t *testing.T) {
-	t.Parallel()
-	log := slog.New(slog.DiscardHandler)
-	got := apiServers(&rest.Config{Host: "https://10.1.2.3:6443"}, environ("KUBERNETES_SERVICE_HOST", "10.96.0.1", "KUBERNETES_SERVICE_PORT", "443"), log)
-	if strings.Join(got, " ") != "10.1.2.3:6443 10.96.0.1:443" {
-		t.Errorf("denied are %v", got)
-	}
-	for host, want := range map[string]string{"https://[fd00::1]": "[fd00::1]:443", "10.1.2.3:8443": "10.1.2.3:8443", "http://127.0.0.1": "127.0.0.1:80"} {
-		if got := apiServers(&rest.Config{Host: host}, environ(), log); strings.Join(got, " ") != want {
-			t.Errorf("host %s: denied are %v, want %s", host, got, want)
-		}
 	}
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -22,6 +24,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/controllers"
+	"github.com/vextrus/saga-operator/internal/egress"
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
@@ -61,14 +64,22 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	store := storepg.NewGathering(pool, storeFlushers, storepg.OnCommit(models.committed))
 	defer closeStore(ctx, store, log)
-	machine, err := wire(c, log, mgr, store, relay, news)
+	servers, err := newAPIServers(restConfig, os.LookupEnv, mgr.GetAPIReader(), log)
+	if err != nil {
+		return err
+	}
+	policy, err := egressPolicy(c, servers)
+	if err != nil {
+		return err
+	}
+	machine, err := wire(c, log, mgr, store, relay, policy, news)
 	if err != nil {
 		return err
 	}
 	if err := wireAPI(c, log, mgr, pool, store, machine); err != nil {
 		return err
 	}
-	if err := errors.Join(mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log}), mgr.Add(&callbackSweep{store: store, log: log})); err != nil {
+	if err := errors.Join(mgr.Add(servers), mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log}), mgr.Add(&callbackSweep{store: store, log: log})); err != nil {
 		return err
 	}
 	// Readiness outlives the context: while the operator stops it says why it is not ready.
@@ -78,6 +89,7 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 	awaitSchema(ctx, c, pool, log)
+	servers.await(ctx)
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("running the manager: %w", err)
 	}
@@ -111,7 +123,7 @@ func kubeConfig(c Config) (cfg *rest.Config, err error) {
 // Scheme has the types that the operator reads and writes.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{v1.AddToScheme, corev1.AddToScheme, eventsv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{v1.AddToScheme, corev1.AddToScheme, eventsv1.AddToScheme, discoveryv1.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, err
 		}
@@ -160,11 +172,9 @@ func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
 }
 
 // wire puts reconciler and engine together. Each needs the other: outcomes queue keys.
-func wire(c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, news <-chan struct{}) (*engine.Engine, error) {
-	policy, err := egressPolicy(c, mgr.GetConfig(), log)
-	if err != nil {
-		return nil, err
-	}
+func wire(
+	c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, policy *egress.Policy, news <-chan struct{},
+) (_ *engine.Engine, err error) {
 	if err := wireSinks(c, log, mgr, r, policy); err != nil {
 		return nil, err
 	}

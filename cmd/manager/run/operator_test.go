@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -68,6 +69,19 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	eventually(t, func() error { return ready(t, health, http.StatusOK, "[+] schema: ok") })
 	kube := newClient(t, kubernetes)
 	waitCompleted(t, kube, create(t, kube, "quick", service.URL+"/quick"))
+	waitExpired(t, kube, create(t, kube, "brief", service.URL+"/brief"))
+
+	// Nobody reaches the API server through the operator, although its address is one that the administrator has allowed.
+	refused := create(t, kube, "hostile", strings.TrimSuffix(kubernetes.Config.Host, "/")+"/api/v1/secrets")
+	eventually(t, func() error {
+		if err := kube.Get(t.Context(), client.ObjectKeyFromObject(refused), refused); err != nil {
+			return err
+		}
+		if f := refused.Status.Failure; f == nil || f.Cause != "StepRejected" || f.Reason != "EgressDenied" {
+			return fmt.Errorf("a saga with the API server as its participant is %s: %+v", refused.Status.Phase, f)
+		}
+		return nil
+	})
 
 	// Told to stop, it lets the attempt that is under way end, and records what it came to.
 	last := create(t, kube, "slow", service.URL+"/slow")
@@ -186,6 +200,21 @@ func waitCompleted(t *testing.T, kube client.Client, o *v1.Saga) {
 	})
 }
 
+// waitExpired gives a saga no time to live after its end, and waits until it is gone.
+func waitExpired(t *testing.T, kube client.Client, o *v1.Saga) {
+	t.Helper()
+	if err := kube.Patch(t.Context(), o, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"ttlAfterFinished":"0s"}}`))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		err := kube.Get(t.Context(), client.ObjectKeyFromObject(o), o)
+		if err == nil {
+			return fmt.Errorf("the saga %s (%s) is still there", o.Name, o.Status.Phase)
+		}
+		return client.IgnoreNotFound(err)
+	})
+}
+
 // history returns the types of a saga's events.
 func history(t *testing.T, dsn string, o *v1.Saga) []string {
 	t.Helper()
@@ -203,6 +232,15 @@ func history(t *testing.T, dsn string, o *v1.Saga) []string {
 		types[i] = e.Type
 	}
 	return types
+}
+
+// recorded returns nil when an event of a type is in a saga's history.
+func recorded(t *testing.T, dsn string, o *v1.Saga, event string) error {
+	t.Helper()
+	if got := history(t, dsn, o); !slices.Contains(got, event) {
+		return fmt.Errorf("the history of %s is %v, without %s", o.Name, got, event)
+	}
+	return nil
 }
 
 // behindDoor returns a URL of a database at which nobody listens until the door is opened.
