@@ -22,6 +22,33 @@ type check struct {
 	why func(context.Context) error
 }
 
+// rememberFor is how long an answer is good for that somebody else had to be asked for.
+const rememberFor = 2 * time.Second
+
+// remembered asks for something that costs somebody else a request, and remembers the answer for a moment: probes may come as often as they like.
+type remembered struct {
+	ask   func(context.Context) error
+	clock func() time.Time
+
+	mu    sync.Mutex
+	at    time.Time
+	heard error
+}
+
+// why is a check's. What was asked for by a probe that did not wait for the answer is not remembered.
+func (r *remembered) why(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.at.IsZero() && r.clock().Sub(r.at) < rememberFor {
+		return r.heard
+	}
+	err := r.ask(ctx)
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		r.at, r.heard = r.clock(), err
+	}
+	return err
+}
+
 // health serves /healthz and /readyz. It is served before anything else works, so that it can say what does not.
 type health struct {
 	checks []check

@@ -49,3 +49,31 @@ func TestReadinessSaysWhichCheckFailsAndWhy(t *testing.T) {
 		t.Errorf("code %d, body:\n%s", code, body)
 	}
 }
+
+func TestAnAnswerThatCostsARequestIsRememberedForAMoment(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	asked, away := 0, errors.New("connection refused")
+	r := &remembered{clock: func() time.Time { return now }, ask: func(context.Context) error {
+		asked++
+		return away
+	}}
+	for range 3 {
+		if err := r.why(t.Context()); !errors.Is(err, away) {
+			t.Errorf("it says %v", err)
+		}
+	}
+	away, now = nil, now.Add(rememberFor)
+	if err := r.why(t.Context()); err != nil || asked != 2 {
+		t.Errorf("it was asked %d times and says %v, want twice and nil", asked, err)
+	}
+	given, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	now = now.Add(rememberFor)
+	for range 2 {
+		_ = r.why(given)
+	}
+	if asked != 4 {
+		t.Errorf("what was asked for by a probe that gave up is remembered")
+	}
+}

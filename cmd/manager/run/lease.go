@@ -1,12 +1,15 @@
 package run
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
@@ -29,11 +32,55 @@ func leaseLock(c Config, cfg *rest.Config, renewDeadline time.Duration) (resourc
 	if err != nil {
 		return nil, fmt.Errorf("making a client for the lease: %w", err)
 	}
-	return &resourcelock.LeaseLock{
+	return &steadyLock{Interface: &resourcelock.LeaseLock{
 		LeaseMeta:  metav1.ObjectMeta{Namespace: leaseNamespace(c), Name: c.LeaseName},
 		Client:     client,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + uuid.NewString()},
-	}, nil
+	}}, nil
+}
+
+// steadyLock keeps the lease of a leader whose API server is away. controller-runtime ends the process of a leader that cannot renew its lease, because for most a lease is
+// a lock. Here it is a politeness: two that lead are harmless, sagas go on without the API server, and as long as it is away nobody else can take the lease either. So an
+// API server that does not answer takes nothing from the leader. What it says when it answers counts: whoever finds another holder then has lost the lease, and ends.
+type steadyLock struct {
+	resourcelock.Interface
+	held bool // the API server said so last; the elector asks from one goroutine
+}
+
+// Get implements resourcelock.Interface.
+func (l *steadyLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := l.Interface.Get(ctx)
+	if err == nil {
+		l.held = record.HolderIdentity == l.Identity()
+	}
+	return record, raw, err
+}
+
+// Create implements resourcelock.Interface.
+func (l *steadyLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	err := l.Interface.Create(ctx, record)
+	l.held = err == nil
+	return err
+}
+
+// Update implements resourcelock.Interface.
+func (l *steadyLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	renews := record.HolderIdentity == l.Identity()
+	err := l.Interface.Update(ctx, record)
+	switch {
+	case err == nil:
+		l.held = renews
+	case l.held && renews && unanswered(err):
+		return nil
+	}
+	return err
+}
+
+// unanswered reports whether an error says nothing of the request: the API server was not reached, or cannot answer now.
+func unanswered(err error) bool {
+	var status apierrors.APIStatus
+	return !errors.As(err, &status) || apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err)
 }
 
 // leaseNamespace is the operator's own; outside of a cluster, where it has none, default.

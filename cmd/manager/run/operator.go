@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -85,7 +86,7 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	// Readiness outlives the context: while the operator stops it says why it is not ready.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
-	if err := newHealth(ctx, log, mgr, pool, store).serve(serving, c.HealthAddress); err != nil {
+	if err := newHealth(ctx, c, log, mgr, pool, store).serve(serving, c.HealthAddress); err != nil {
 		return err
 	}
 	awaitSchema(ctx, c, pool, log)
@@ -240,7 +241,7 @@ func prepareSchema(ctx context.Context, c Config, pool *pgxpool.Pool) error {
 	return postgres.Migrate(ctx, string(c.DatabaseURL))
 }
 
-func newHealth(ctx context.Context, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store) *health {
+func newHealth(ctx context.Context, c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store) *health {
 	return &health{log: log, checks: []check{
 		{"running", func(context.Context) error {
 			if ctx.Err() != nil {
@@ -248,10 +249,25 @@ func newHealth(ctx context.Context, log *slog.Logger, mgr manager.Manager, pool 
 			}
 			return nil
 		}},
+		{"apiserver", (&remembered{ask: func(ctx context.Context) error { return sagasReadable(ctx, c, mgr.GetAPIReader()) }, clock: time.Now}).why},
 		{"caches", func(ctx context.Context) error { return cachesSynced(ctx, mgr) }},
 		{"database", store.Ping},
 		{"schema", func(ctx context.Context) error { return postgres.CheckSchema(ctx, pool) }},
 	}}
+}
+
+// sagasReadable asks the API server for a saga, as nothing that the operator holds in memory can answer. What a cache holds looks the same however long its server is away.
+func sagasReadable(ctx context.Context, c Config, kube client.Reader) error {
+	one := &metav1.PartialObjectMetadataList{}
+	one.SetGroupVersionKind(v1.GroupVersion.WithKind("SagaList"))
+	options := []client.ListOption{client.Limit(1)}
+	if len(c.Namespaces) > 0 {
+		options = append(options, client.InNamespace(c.Namespaces[0]))
+	}
+	if err := kube.List(ctx, one, options...); err != nil {
+		return fmt.Errorf("reading sagas at the API server: %w", err)
+	}
+	return nil
 }
 
 // cachesSynced also has the cache of a replica that does not lead filled, so that it can take over at once.
