@@ -61,9 +61,7 @@ type SagaReconciler struct {
 
 type queue = workqueue.TypedRateLimitingInterface[engine.Key]
 
-//+kubebuilder:rbac:groups=saga.vextrus.io,resources=sagas,verbs=get;list;watch;patch;delete
-//+kubebuilder:rbac:groups=saga.vextrus.io,resources=sagas/status,verbs=get;patch
-//+kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create
+// What the reconciler may do at the API server is in config/rbac/role.yaml, written by hand: the tests of the whole operator run with that role and no other.
 
 // SetupWithManager adds the controller and its recovery to a manager.
 func (r *SagaReconciler) SetupWithManager(mgr manager.Manager) error { return r.setup(mgr, r) }
