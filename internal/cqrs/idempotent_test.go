@@ -119,6 +119,27 @@ func TestARefusalIsRepeatedAndAnyOtherErrorFreesTheKey(t *testing.T) {
 	})
 }
 
+// unkept is a store that keeps no answer.
+type unkept struct{ cqrs.IdempotencyStore }
+
+func (unkept) Complete(context.Context, idempotency.Claim, idempotency.Response) error {
+	return errors.New("the disk is full")
+}
+
+func TestAKeyWhoseAnswerIsNotKeptStaysClaimedBecauseItsEffectIsThere(t *testing.T) {
+	t.Parallel()
+	stores(t, func(t *testing.T, s cqrs.IdempotencyStore) {
+		b, calls := paying(t, unkept{s}, nil)
+		if _, err := cqrs.Send(t.Context(), b, pay{Key: "k-1"}); err == nil || !strings.Contains(err.Error(), "was carried out, but its answer could not be kept") {
+			t.Errorf("error %v", err)
+		}
+		var busy *idempotency.InProgressError
+		if _, err := cqrs.Send(t.Context(), b, pay{Key: "k-1"}); !errors.As(err, &busy) || calls.Load() != 1 {
+			t.Errorf("sent again at once: %v, after %d calls", err, calls.Load())
+		}
+	})
+}
+
 func TestAPanicFreesTheKey(t *testing.T) {
 	t.Parallel()
 	s := idempotency.NewMemory(idempotency.Options{})
