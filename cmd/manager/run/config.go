@@ -180,6 +180,9 @@ manager outbox sinks [flags]                    show the sinks: what waits for e
 manager outbox list [SELECTION] [flags]         show the messages that a sink did not take, and those that wait behind them
 manager outbox retry SELECTION [flags]          have some of them tried again now, dead letters too
 manager outbox drop REASON SELECTION [flags]    have some of them never be published, for good
+manager events list [SUBSCRIPTION] [flags]      show the dead letters of durable subscriptions: the events that a handler has failed at for good
+manager events retry SUBSCRIPTION ID [flags]    have one of them tried again, and what waits behind it
+manager events drop SUBSCRIPTION ID REASON [flags]   have the subscription do without it, for good
 manager version             say which version this is
 
 SELECTION is --all, or one or more of --id ID,… --sink NAME --older-than 1h --dead.

@@ -31,7 +31,7 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 	var answer func(Config) error
 	switch command {
 	case "manager", "migrate":
-	case "projections", "outbox":
+	case "projections", "outbox", "events":
 		var wrong error
 		answer, args, wrong = asking(ctx, command, args, stdout)
 		if wrong != nil {
@@ -52,7 +52,7 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 		fmt.Fprintf(stdout, "saga-operator %s (%s)\n", Version, revision())
 		return exitOK
 	default:
-		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections, outbox and version\n", command)
+		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections, outbox, events and version\n", command)
 		return exitUsage
 	}
 	c, err := Parse(args, env, stderr)
@@ -90,6 +90,10 @@ func asking(ctx context.Context, command string, args []string, out io.Writer) (
 		return func(c Config) error { return ofOutbox(ctx, c, asked, out) }, flags, wrong
 	}
 	asked, flags := words(args)
+	if command == "events" {
+		of, wrong := parseEvents(asked)
+		return func(c Config) error { return ofEvents(ctx, c, of, out) }, flags, wrong
+	}
 	return func(c Config) error { return projections(ctx, c, asked, out) }, flags, askedOfProjections(asked)
 }
 
