@@ -1,10 +1,19 @@
 package server
 
 import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
@@ -65,6 +74,35 @@ func forged(token string) string {
 	return parts[0] + "." + parts[1] + "." + string(last)
 }
 
+// signed is a token made anew of a good one, by the API server's own key: it ends at a time, and began an hour before.
+func (r *rig) signed(token string, ends time.Time) string {
+	r.Helper()
+	encoding := base64.RawURLEncoding
+	parts := strings.Split(token, ".")
+	payload, err := encoding.DecodeString(parts[1])
+	r.ok(err)
+	var claims map[string]any
+	r.ok(json.Unmarshal(payload, &claims))
+	began := ends.Add(-time.Hour).Unix()
+	claims["exp"], claims["iat"], claims["nbf"] = ends.Unix(), began, began
+	payload, err = json.Marshal(claims)
+	r.ok(err)
+	text, err := os.ReadFile(kubernetes(r).ServiceAccountKey())
+	r.ok(err)
+	block, _ := pem.Decode(text)
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	r.ok(err)
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		r.Fatalf("the API server signs with a %T, and this test knows ES256 only", parsed)
+	}
+	unsigned := parts[0] + "." + encoding.EncodeToString(payload)
+	sum := sha256.Sum256([]byte(unsigned))
+	a, b, err := ecdsa.Sign(rand.Reader, key, sum[:])
+	r.ok(err)
+	return unsigned + "." + encoding.EncodeToString(append(a.FillBytes(make([]byte, 32)), b.FillBytes(make([]byte, 32))...))
+}
+
 func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -77,6 +115,7 @@ func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
 	gone := r.account("gone", r.ns, "saga-viewer", "saga-editor", "saga-decider")
 	revoked := r.token(gone, audience)
 	r.ok(r.admin.Delete(t.Context(), gone))
+	r.until("the API server itself knows that the account is gone", func() bool { return !r.good(revoked) })
 	good := r.token(chief, audience)
 
 	all := func(status int) func(string) int { return func(string) int { return status } }
@@ -87,6 +126,8 @@ func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
 		"nobody":                      {"", all(http.StatusUnauthorized)},
 		"junk":                        {"junk", all(http.StatusUnauthorized)},
 		"a forged signature":          {forged(good), all(http.StatusUnauthorized)},
+		"an expired token":            {r.signed(good, time.Now().Add(-10*time.Minute)), all(http.StatusUnauthorized)},
+		"the same, not yet expired":   {r.signed(good, time.Now().Add(10*time.Minute)), all(0)}, // it is the time that makes the difference, and not who has signed
 		"an account that is gone":     {revoked, all(http.StatusUnauthorized)},
 		"a token for the API server":  {r.token(chief), all(http.StatusUnauthorized)},
 		"a token for somebody else":   {r.token(chief, "vault"), all(http.StatusUnauthorized)},

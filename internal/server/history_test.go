@@ -218,11 +218,11 @@ func TestWhoFollowsHearsThatTheConnectionIsAlive(t *testing.T) {
 	t.Parallel()
 	for _, http2 := range []bool{false, true} {
 		r := newRig(t, func(_ *operations.Options, o *Options) {
-			o.Limits.Heartbeat, o.Limits.ReadTimeout, o.Limits.WriteTimeout, o.Limits.Timeout = 10*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond, 100*time.Millisecond
+			o.Limits.Heartbeat, o.Limits.ReadTimeout, o.Limits.WriteTimeout, o.Limits.Timeout = 40*time.Millisecond, time.Second, time.Second, time.Second
 		})
 		r.speak(http2)
 		token := r.editor()
-		r.create(token, "order-1")
+		r.createAs(kubernetes(t).Config, "order-1", nil) // not through the API, which has little time here
 		f := r.follow(token, "order-1", "")
 		for range 50 { // for longer than any other request may take
 			if e, ok := f.next(); !ok || e.event != "comment" {

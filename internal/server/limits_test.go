@@ -123,7 +123,7 @@ func (r *rig) dial() net.Conn {
 func TestASlowClientIsLetGo(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) {
-		o.Limits.HeaderTimeout, o.Limits.ReadTimeout, o.Limits.IdleTimeout = 100*time.Millisecond, 300*time.Millisecond, 100*time.Millisecond
+		o.Limits.HeaderTimeout, o.Limits.ReadTimeout, o.Limits.IdleTimeout = time.Second, 2*time.Second, time.Second
 	})
 	token := r.editor()
 	body := manifest("order-1")
@@ -138,8 +138,10 @@ func TestASlowClientIsLetGo(t *testing.T) {
 			t.Parallel()
 			c := r.dial()
 			_, err := io.WriteString(c, sent)
-			r.ok(err)
-			if _, err := io.Copy(io.Discard, c); errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
+			if err == nil { // else it was let go before it has said a word
+				_, err = io.Copy(io.Discard, c)
+			}
+			if errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
 				t.Errorf("the connection stays open: %v", err)
 			}
 		})

@@ -154,6 +154,11 @@ func (r *rig) namespace() string {
 	return ns.Name
 }
 
+// granted is one right that each of the operator's ClusterRoles has, and no other of them.
+var granted = map[string]operations.Permission{
+	"saga-viewer": {Verb: "get"}, "saga-editor": {Verb: "create"}, "saga-decider": {Verb: "update", Subresource: "decide"},
+}
+
 // account makes a ServiceAccount that has some of the operator's ClusterRoles in namespaces, and returns its name for RBAC.
 func (r *rig) account(name string, in string, roles ...string) *corev1.ServiceAccount {
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: in, Name: name}}
@@ -171,7 +176,20 @@ func (r *rig) bind(account *corev1.ServiceAccount, in, role string) *rbacv1.Role
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: account.Namespace, Name: account.Name}},
 	}
 	r.ok(r.admin.Create(r.Context(), b))
+	who, right := operations.Caller{Name: "system:serviceaccount:" + account.Namespace + ":" + account.Name}, granted[role]
+	right.Namespace = in
+	r.until(role+" is bound, also in the eyes of the API server's authorizer", func() bool {
+		return operations.ClusterAccess{Client: r.admin}.Allowed(r.Context(), who, right) == nil
+	})
 	return b
+}
+
+// good reports whether the API server takes a token for the API's audience.
+func (r *rig) good(token string) bool {
+	r.Helper()
+	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{audience}}}
+	r.ok(r.admin.Create(r.Context(), review))
+	return review.Status.Authenticated
 }
 
 // token is a token of an account for some audiences; none is the API server's own.

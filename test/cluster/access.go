@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -55,6 +56,12 @@ func (c *Cluster) ServiceAccount(ctx context.Context, namespace, name string) (*
 	config := rest.AnonymousClientConfig(c.Config)
 	config.BearerToken = request.Status.Token
 	return config, nil
+}
+
+// ServiceAccountKey is the path of the key with which the API server signs the
+// tokens of service accounts: who has it can make tokens that it never would.
+func (c *Cluster) ServiceAccountKey() string {
+	return filepath.Join(c.env.ControlPlane.GetAPIServer().CertDir, "sa-signer.key")
 }
 
 // Kubeconfig is a kubeconfig file for a configuration. It holds credentials:
