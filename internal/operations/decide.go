@@ -1,6 +1,7 @@
 package operations
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -38,14 +40,12 @@ func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
 
 // answer keeps a participant's later answer.
 func (h *handlers) answer(ctx context.Context, c AnswerCallback) (Answered, error) {
-	var body any
-	if len(c.Body) > 0 {
-		if err := json.Unmarshal(c.Body, &body); err != nil {
-			return Answered{}, invalid("body", "the body is no JSON")
-		}
+	body, err := asWritten(c.Body)
+	if err != nil {
+		return Answered{}, invalid("body", "the body cannot be read: %v", err)
 	}
 	const ok = 200 // an answer that comes later looks like one that comes at once
-	err := h.Callbacks.Answer(ctx, string(c.Token), engine.CallbackAnswer{
+	err = h.Callbacks.Answer(ctx, string(c.Token), engine.CallbackAnswer{
 		Rejected: c.Rejected, Reason: c.Reason, Message: c.Message,
 		Response: map[string]any{"status": ok, "headers": map[string]any{}, "body": body},
 	})
@@ -62,6 +62,17 @@ func (h *handlers) answer(ctx context.Context, c AnswerCallback) (Answered, erro
 		return Answered{}, invalid("body", "%v", err)
 	}
 	return Answered{}, fromDatabase("taking a participant's answer", err)
+}
+
+// asWritten decodes JSON and leaves its numbers as they were written: whoever reads the kept answer makes the same of them as of an answer that comes at once.
+func asWritten(data json.RawMessage) (v any, err error) {
+	if _, err := expression.Decode(data); err != nil || len(data) == 0 { // what cannot be read later is refused now
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	err = d.Decode(&v)
+	return v, err
 }
 
 // GoneError says that an answer comes too late, and that it came to nothing.

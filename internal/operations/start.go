@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -73,12 +74,10 @@ func requestID(c StartSaga) string {
 
 // object is the object to be created.
 func (c StartSaga) object(user, request string) (*unstructured.Unstructured, error) {
-	var spec map[string]any
-	if err := json.Unmarshal(c.Spec, &spec); err != nil {
+	o := newObject()
+	if err := json.Unmarshal(c.Spec, &map[string]json.RawMessage{}); err != nil {
 		return nil, invalid("spec", "the spec is no JSON object")
 	}
-	o := newObject()
-	o.Object["spec"] = spec
 	o.SetNamespace(c.Namespace)
 	o.SetName(c.Name)
 	if c.Name == "" {
@@ -86,16 +85,18 @@ func (c StartSaga) object(user, request string) (*unstructured.Unstructured, err
 	}
 	o.SetLabels(c.Labels)
 	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request}
-	for k, v := range c.Annotations {
-		notes[k] = v
-	}
+	maps.Copy(notes, c.Annotations)
 	o.SetAnnotations(notes)
-	// Through JSON once more: numbers become what the client expects of them.
+	// The spec is read by the decoder of the API server itself, so that numbers stay what they would have been without us: encoding/json would make a float64 of each, and round it.
+	o.Object["spec"] = c.Spec
 	data, err := json.Marshal(o.Object)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a saga: %w", err)
 	}
-	return o, o.UnmarshalJSON(data)
+	if err := o.UnmarshalJSON(data); err != nil {
+		return nil, invalid("spec", "the spec cannot be read: %v", err)
+	}
+	return o, nil
 }
 
 // generated is a name that the same request gets again.

@@ -263,7 +263,7 @@ func TestACallbackIsAnsweredByWhatBecameOfIt(t *testing.T) {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	want := []engine.CallbackAnswer{
-		{Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": map[string]any{"id": 7.0}}},
+		{Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": map[string]any{"id": json.Number("7")}}},
 		{Rejected: true, Reason: "CardDeclined", Message: "no money", Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": nil}},
 	}
 	if diff := cmp.Diff(want, r.answers.all); diff != "" {
