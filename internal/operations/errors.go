@@ -49,6 +49,8 @@ func (*ExpiredError) Error() string {
 type ConflictError struct {
 	// Reason is one word for programs: Finished, NotParked, NotStarted, Changed, or what a callback is refused for.
 	Reason, Message string
+	// Again says that the same may be asked for again at once, without looking first.
+	Again bool
 }
 
 func (e *ConflictError) Error() string { return e.Message }

@@ -16,9 +16,11 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/cqrs"
+	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
 
-// RequestAnnotation holds, as a hash, which request a saga was created by. A request that is repeated after a crash in the middle knows its saga again by it.
+// RequestAnnotation holds, as two hashes, which request a saga was created by: whose key it had, and what it asked for. A request that is repeated after a crash in the middle, or when its key
+// is kept no more, knows its saga again by it, and one that has the key of another is told from it.
 const RequestAnnotation = group + "/api-request"
 
 // fieldOwner is who manages the fields of the objects that are written here.
@@ -41,7 +43,7 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	err = h.Client.Create(ctx, o, fieldOwner)
 	switch {
 	case apierrors.IsAlreadyExists(err):
-		return h.again(ctx, c, name, who.Name, request)
+		return h.again(ctx, c, doing, name, who.Name, request)
 	case apierrors.IsNotFound(err):
 		return Object{}, &NotFoundError{What: "namespace " + c.Namespace}
 	case err != nil:
@@ -52,17 +54,24 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 }
 
 // again answers a request whose saga is there already: by this very request, or by another.
-func (h *handlers) again(ctx context.Context, c StartSaga, name, user, request string) (Object, error) {
+func (h *handlers) again(ctx context.Context, c StartSaga, doing, name, user, request string) (Object, error) {
 	o := newObject()
 	err := h.Client.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, o)
-	if err != nil {
+	switch {
+	case apierrors.IsNotFound(err):
+		return Object{}, &ConflictError{Reason: "Changed", Again: true, Message: fmt.Sprintf("a saga called %s was in namespace %s a moment ago and is gone now; send the same again", name, c.Namespace)}
+	case err != nil:
 		return Object{}, fromAPIServer(fmt.Sprintf("reading saga %s/%s, which is there already", c.Namespace, name), err)
 	}
 	notes := o.GetAnnotations()
-	if notes[RequestAnnotation] == request && notes[v1.CreatedByAnnotation] == user {
-		return encode(o)
+	by, content, _ := strings.Cut(notes[RequestAnnotation], "/")
+	switch {
+	case by != request || notes[v1.CreatedByAnnotation] != user:
+		return Object{}, cqrs.Refuse("AlreadyExists", "another saga called %s exists in namespace %s", name, c.Namespace)
+	case content != c.fingerprint():
+		return Object{}, fmt.Errorf("%s: saga %s was created with this key by a request that asked for something else: %w", doing, name, idempotency.ErrMismatch)
 	}
-	return Object{}, cqrs.Refuse("AlreadyExists", "another saga called %s exists in namespace %s", name, c.Namespace)
+	return encode(o)
 }
 
 // requestID is what names a request within the cluster.
@@ -70,6 +79,16 @@ func requestID(c StartSaga) string {
 	r, key := c.IdempotencyKey()
 	sum := sha256.Sum256([]byte(r + "\x00" + key))
 	return hex.EncodeToString(sum[:])
+}
+
+// fingerprint is what a request asks for, as a hash: two that differ in it are not the same, whatever their key.
+func (c StartSaga) fingerprint() string {
+	h := sha256.New()
+	e := json.NewEncoder(h) // it makes one form of what differs in spaces only, and ends each part
+	for _, part := range []any{c.Name, c.GenerateName, c.Labels, c.Annotations, c.Spec} {
+		_ = e.Encode(part) // the spec has been read; and a hash takes everything
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // object is the object to be created.
@@ -84,7 +103,7 @@ func (c StartSaga) object(user, request string) (*unstructured.Unstructured, err
 		o.SetName(generated(c.GenerateName, request))
 	}
 	o.SetLabels(c.Labels)
-	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request}
+	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request + "/" + c.fingerprint()}
 	maps.Copy(notes, c.Annotations)
 	o.SetAnnotations(notes)
 	// The spec is read by the decoder of the API server itself, so that numbers stay what they would have been without us: encoding/json would make a float64 of each, and round it.

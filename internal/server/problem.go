@@ -149,7 +149,11 @@ func problemOf(err error) *Problem {
 	case errors.As(err, &missing):
 		return newProblem(http.StatusNotFound, "NotFound", "%v", missing)
 	case errors.As(err, &conflict):
-		return newProblem(http.StatusConflict, conflict.Reason, "%v", conflict)
+		p := newProblem(http.StatusConflict, conflict.Reason, "%v", conflict)
+		if conflict.Again {
+			p = p.later(soon)
+		}
+		return p
 	case errors.As(err, &gone):
 		return newProblem(http.StatusGone, "Over", "%v", gone)
 	case errors.As(err, &expired):

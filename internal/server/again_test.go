@@ -1,0 +1,129 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/vextrus/saga-operator/internal/operations"
+)
+
+// forget has all idempotency keys be gone, as they are after 24 hours.
+func (r *rig) forget() {
+	r.Helper()
+	_, err := r.pool.Exec(r.Context(), `DELETE FROM idempotency_keys`)
+	r.ok(err)
+}
+
+// between has something happen when the API looks at the object of a saga, or creates one, as soon as it is armed, and once.
+func between(armed *atomic.Bool, f interceptor.Funcs) setup {
+	return func(o *operations.Options, _ *Options) {
+		var once interceptor.Funcs
+		if f.Get != nil {
+			once.Get = func(ctx context.Context, c client.WithWatch, k client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+				if armed.CompareAndSwap(true, false) {
+					return f.Get(ctx, c, k, obj, opts...)
+				}
+				return c.Get(ctx, k, obj, opts...)
+			}
+		}
+		if f.Create != nil {
+			once.Create = func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+				if armed.CompareAndSwap(true, false) {
+					return f.Create(ctx, c, obj, opts...)
+				}
+				return c.Create(ctx, obj, opts...)
+			}
+		}
+		o.Client = interceptor.NewClient(unwatched{o.Client}, once)
+	}
+}
+
+// others are bodies that ask for something else than `{"metadata":{"name":name,"labels":{"app":"shop"}},"spec":spec}`.
+func others(name string) map[string]string {
+	body := func(labels, annotations, spec string) string {
+		return fmt.Sprintf(`{"metadata":{"name":%q,"labels":%s,"annotations":%s},"spec":%s}`, name, labels, annotations, spec)
+	}
+	return map[string]string{
+		"another spec":       body(`{"app":"shop"}`, `{}`, `{"input":{"order":2},`+spec[1:]),
+		"another label":      body(`{"app":"mail"}`, `{}`, spec),
+		"no label":           body(`{}`, `{}`, spec),
+		"another annotation": body(`{"app":"shop"}`, `{"note":"x"}`, spec),
+	}
+}
+
+func TestAKeyThatIsKeptNoMoreStillBelongsToTheSagaThatItMade(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	token := r.editor()
+	send := func(body string) answer {
+		return r.do(call{method: "POST", path: sagas, token: token, header: key("k-1"), body: body})
+	}
+	same := fmt.Sprintf(`{"metadata":{"name":"order-1","labels":{"app":"shop"}},"spec":%s}`, spec)
+	s := send(same).saga(t)
+	for what, body := range others("order-1") {
+		if a := send(body); a.status != http.StatusUnprocessableEntity || a.problem(t).Reason != "KeyReused" {
+			t.Errorf("%s, while the key is kept: %d %s", what, a.status, a.body)
+		}
+		r.forget()
+		if a := send(body); a.status != http.StatusUnprocessableEntity || a.problem(t).Reason != "KeyReused" {
+			t.Errorf("%s: %d %s", what, a.status, a.body)
+		}
+		if a := send(strings.ReplaceAll(same, ",", " ,\n")); a.status != http.StatusCreated || a.saga(t).UID != s.UID {
+			t.Errorf("after %s, the same request: %d %s", what, a.status, a.body)
+		}
+	}
+}
+
+func TestARequestWhoseAnswerWasLostIsToldFromAnotherWithItsKey(t *testing.T) {
+	t.Parallel()
+	lost := &atomic.Bool{}
+	r := newRig(t, between(lost, interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+		return errors.Join(c.Create(ctx, obj, opts...), apierrors.NewTimeoutError("the answer was lost", 1))
+	}}))
+	token := r.editor()
+	lost.Store(true)
+	send := func(body string) answer {
+		return r.do(call{method: "POST", path: sagas, token: token, header: key("k-1"), body: body})
+	}
+	same := fmt.Sprintf(`{"metadata":{"name":"order-1","labels":{"app":"shop"}},"spec":%s}`, spec)
+	if a := send(same); a.status != http.StatusServiceUnavailable {
+		t.Fatalf("the first: %d %s", a.status, a.body)
+	}
+	for what, body := range others("order-1") {
+		if a := send(body); a.status != http.StatusUnprocessableEntity || a.problem(t).Reason != "KeyReused" {
+			t.Errorf("%s: %d %s", what, a.status, a.body)
+		}
+	}
+	if a := send(same); a.status != http.StatusCreated || a.saga(t).Labels["app"] != "shop" {
+		t.Errorf("the same again: %d %s", a.status, a.body)
+	}
+}
+
+func TestASagaThatVanishesWhileItIsLookedForIsToBeAskedForAgain(t *testing.T) {
+	t.Parallel()
+	var r *rig
+	vanishes := &atomic.Bool{}
+	r = newRig(t, between(vanishes, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, k client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+		r.remove(k.Name)
+		return c.Get(ctx, k, obj, opts...)
+	}}))
+	c := call{method: "POST", path: sagas, token: r.editor(), header: key("k-1"), body: manifest("order-1")}
+	first := r.do(c).saga(t)
+	r.forget()
+	vanishes.Store(true)
+	if a := r.do(c); a.status != http.StatusConflict || a.problem(t).Reason != "Changed" || a.header.Get("Retry-After") == "" {
+		t.Errorf("while it vanishes: %d %v %s", a.status, a.header, a.body)
+	}
+	if second := r.do(c).saga(t); second.UID == first.UID {
+		t.Error("the same saga is there again")
+	}
+}
