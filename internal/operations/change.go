@@ -3,9 +3,12 @@ package operations
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -49,7 +52,7 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	switch {
 	case apierrors.IsNotFound(err):
 		return Object{}, noSaga(ref)
-	case apierrors.IsConflict(err):
+	case apierrors.IsConflict(err), ofAnother(err):
 		return Object{}, &ConflictError{Reason: "Changed", Message: fmt.Sprintf("saga %s was replaced by another one in the meantime; look at it and ask again", ref)}
 	case err != nil:
 		return Object{}, fromAPIServer(fmt.Sprintf("setting spec.%s of saga %s", field, ref), err)
@@ -57,6 +60,15 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	who, _ := CallerOf(ctx)
 	h.Logger.InfoContext(ctx, "a saga was changed through the API", "saga", ref.String(), "uid", o.GetUID(), "field", field, "value", value, "user", who.Name)
 	return encode(o)
+}
+
+// ofAnother reports whether the API server refuses a change because the object that has the name is another: it takes the uid for a field that was to be changed, and cannot be.
+func ofAnother(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		return false
+	}
+	return slices.ContainsFunc(status.Status().Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "metadata.uid" })
 }
 
 // object reads a saga.

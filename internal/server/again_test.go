@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/operations"
 )
 
@@ -125,5 +126,30 @@ func TestASagaThatVanishesWhileItIsLookedForIsToBeAskedForAgain(t *testing.T) {
 	}
 	if second := r.do(c).saga(t); second.UID == first.UID {
 		t.Error("the same saga is there again")
+	}
+}
+
+func TestASagaThatWasReplacedMeanwhileIsNotChangedInItsPlace(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"cancel", "suspend"} {
+		var r *rig
+		replaced := &atomic.Bool{}
+		r = newRig(t, between(replaced, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, k client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			err := c.Get(ctx, k, obj, opts...)
+			r.remove(k.Name)
+			r.createAs(kubernetes(t).Config, k.Name, nil)
+			return err
+		}}))
+		token := r.editor()
+		first := r.create(token, "order-1")
+		replaced.Store(true)
+		if a := r.do(call{method: "POST", path: sagas + "/order-1/" + verb, token: token}); a.status != http.StatusConflict || a.problem(t).Reason != "Changed" {
+			t.Errorf("%s: %d %s", verb, a.status, a.body)
+		}
+		var now v1.Saga
+		r.ok(r.admin.Get(t.Context(), client.ObjectKey{Namespace: r.ns, Name: "order-1"}, &now))
+		if now.UID == first.UID || now.Spec.Cancel || now.Spec.Suspend {
+			t.Errorf("%s: the new one is %+v", verb, now.Spec)
+		}
 	}
 }
