@@ -82,8 +82,8 @@ func New(o Options) (*Operations, error) {
 	h := &handlers{Options: o, history: history{o.Database}}
 	// Who may not send a command learns nothing of what became of an earlier one: authorization stands before the keys.
 	ops := &Operations{
-		Commands: cqrs.NewCommands(cqrs.Recover(o.Logger), cqrs.Trace(nil), metrics, cqrs.Validate(), authorize(o.Access), cqrs.Idempotent(o.Keys)),
-		Queries:  cqrs.NewQueries(cqrs.Recover(o.Logger), cqrs.Trace(nil), metrics, cqrs.Validate(), authorize(o.Access)),
+		Commands: cqrs.NewCommands(cqrs.Recover(o.Logger), metrics, cqrs.Validate(), authorize(o.Access), cqrs.Idempotent(o.Keys)),
+		Queries:  cqrs.NewQueries(cqrs.Recover(o.Logger), metrics, cqrs.Validate(), authorize(o.Access)),
 	}
 	err = errors.Join(
 		cqrs.HandleCommand(ops.Commands, h.start),

@@ -23,6 +23,9 @@ import (
 // is kept no more, knows its saga again by it, and one that has the key of another is told from it.
 const RequestAnnotation = group + "/api-request"
 
+// TraceAnnotation holds the W3C trace context that came with the request which created a saga (its header traceparent): from the saga one finds who asked for it.
+const TraceAnnotation = group + "/traceparent"
+
 // fieldOwner is who manages the fields of the objects that are written here.
 const fieldOwner = client.FieldOwner("saga-operator-api")
 
@@ -35,7 +38,7 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	}
 	doing := fmt.Sprintf("creating a saga in namespace %s", c.Namespace)
 	request := requestID(c)
-	o, err := c.object(who.Name, request)
+	o, err := c.object(ctx, who.Name, request)
 	if err != nil {
 		return Object{}, err
 	}
@@ -49,7 +52,7 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	case err != nil:
 		return Object{}, fromAPIServer(doing, err)
 	}
-	h.Logger.InfoContext(ctx, "a saga was created through the API", "saga", c.Namespace+"/"+name, "uid", o.GetUID(), "user", who.Name)
+	h.Logger.InfoContext(ctx, "a saga was created through the API", "saga", c.Namespace+"/"+name, "uid", o.GetUID(), "user", who.Name, "traceparent", cqrs.TraceParent(ctx))
 	return encode(o)
 }
 
@@ -92,7 +95,7 @@ func (c StartSaga) fingerprint() string {
 }
 
 // object is the object to be created.
-func (c StartSaga) object(user, request string) (*unstructured.Unstructured, error) {
+func (c StartSaga) object(ctx context.Context, user, request string) (*unstructured.Unstructured, error) {
 	o := newObject()
 	if err := json.Unmarshal(c.Spec, &map[string]json.RawMessage{}); err != nil {
 		return nil, invalid("spec", "the spec is no JSON object")
@@ -104,6 +107,9 @@ func (c StartSaga) object(user, request string) (*unstructured.Unstructured, err
 	}
 	o.SetLabels(c.Labels)
 	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request + "/" + c.fingerprint()}
+	if trace := cqrs.TraceParent(ctx); trace != "" {
+		notes[TraceAnnotation] = trace
+	}
 	maps.Copy(notes, c.Annotations)
 	o.SetAnnotations(notes)
 	// The spec is read by the decoder of the API server itself, so that numbers stay what they would have been without us: encoding/json would make a float64 of each, and round it.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/google/uuid"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -151,5 +152,41 @@ func TestASagaThatWasReplacedMeanwhileIsNotChangedInItsPlace(t *testing.T) {
 		if now.UID == first.UID || now.Spec.Cancel || now.Spec.Suspend {
 			t.Errorf("%s: the new one is %+v", verb, now.Spec)
 		}
+	}
+}
+
+func TestTheTraceOfTheRequestThatCreatesASagaIsNotedOnIt(t *testing.T) {
+	t.Parallel()
+	const trace, another = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
+	const annotation = "saga.vextrus.io/traceparent"
+	r := newRig(t)
+	token := r.editor()
+	send := func(name, trace string) (string, answer) {
+		header := key("k-" + name)
+		if trace != "" {
+			header.Set("Traceparent", trace)
+		}
+		a := r.do(call{method: "POST", path: sagas, token: token, header: header, body: manifest(name)})
+		return a.saga(t).Annotations[annotation], a
+	}
+	if got, _ := send("order-1", trace); got != trace {
+		t.Errorf("noted is %q", got)
+	}
+	for _, forgotten := range []bool{false, true} { // who repeats a request does so in another span
+		if forgotten {
+			r.forget()
+		}
+		if got, a := send("order-1", another); got != trace || a.status != http.StatusCreated {
+			t.Errorf("after a repetition, with the key forgotten %v: %q, %d", forgotten, got, a.status)
+		}
+	}
+	for i, none := range []string{"", "x", strings.ToUpper(trace), "00-" + strings.Repeat("0", 32) + "-b7ad6b7169203331-01", trace + "-01"} {
+		if got, _ := send(fmt.Sprintf("order-%d", i+2), none); got != "" {
+			t.Errorf("of %q, noted is %q", none, got)
+		}
+	}
+	body := fmt.Sprintf(`{"metadata":{"name":"order-9","annotations":{%q:%q}},"spec":%s}`, annotation, trace, spec)
+	if a := r.do(call{method: "POST", path: sagas, token: token, header: key(uuid.NewString()), body: body}); a.status != http.StatusUnprocessableEntity {
+		t.Errorf("written by hand: %d %s", a.status, a.body)
 	}
 }
