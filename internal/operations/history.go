@@ -11,12 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/internal/cqrs"
-	"github.com/vextrus/saga-operator/internal/eventstore"
-	"github.com/vextrus/saga-operator/internal/projection"
 )
-
-// historyModel is the read model that the history is read from.
-const historyModel = "saga_history"
 
 // SagaHistory reads what has happened in a saga, also in one whose object is gone. It needs the verb get, in the namespace of the saga.
 type SagaHistory struct {
@@ -159,9 +154,4 @@ func (r history) last(ctx context.Context, ref Ref) (uid uuid.UUID, err error) {
 	err = r.pool.QueryRow(ctx, `SELECT uid FROM saga_history WHERE namespace = $1 AND name = $2 AND version = 1 ORDER BY at DESC, uid DESC LIMIT 1`,
 		ref.Namespace, ref.Name).Scan(&uid)
 	return uid, err
-}
-
-// show waits until the read model shows a write.
-func (r history) show(ctx context.Context, model string, token eventstore.Token) error {
-	return projection.Wait(ctx, r.pool, model, token)
 }

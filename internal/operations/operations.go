@@ -94,8 +94,8 @@ func New(o Options) (*Operations, error) {
 		cqrs.HandleCommand(ops.Commands, h.answer),
 		cqrs.HandleQuery(ops.Queries, h.get, cqrs.AlwaysCurrent()),
 		cqrs.HandleQuery(ops.Queries, h.list, cqrs.AlwaysCurrent()),
-		cqrs.HandleQuery(ops.Queries, h.readHistory, cqrs.WaitFor(historyModel, 0, h.history.show)),
-		cqrs.HandleQuery(ops.Queries, h.follow, cqrs.WaitFor(historyModel, 0, h.history.show)),
+		cqrs.HandleQuery(ops.Queries, h.readHistory),
+		cqrs.HandleQuery(ops.Queries, h.follow),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("making the operations: %w", err)

@@ -137,7 +137,6 @@ func problemOf(err error) *Problem {
 		rejected  *operations.RejectedError
 		wrong     *operations.InvalidError
 		refused   *cqrs.RefusedError
-		stale     *cqrs.StaleError
 	)
 	switch {
 	case errors.Is(err, operations.ErrUnavailable), postgres.Classify(err) == postgres.Unavailable:
@@ -164,8 +163,6 @@ func problemOf(err error) *Problem {
 		return invalidProblem(wrong)
 	case errors.As(err, &refused):
 		return newProblem(http.StatusConflict, refused.Reason, "%v", refused)
-	case errors.As(err, &stale):
-		return newProblem(http.StatusServiceUnavailable, "Stale", "the history does not show this yet; ask again").later(soon)
 	}
 	return keyProblem(err)
 }
