@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -92,7 +93,13 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (operati
 	return operations.Caller{}, errUnauthenticated
 }
 
-func (a *Authenticator) ask(ctx context.Context, key [sha256.Size]byte, token string) (any, error) {
+// ask asks the cluster. A panic is an error here: it happens in a goroutine of its own, where it would end the operator.
+func (a *Authenticator) ask(ctx context.Context, key [sha256.Size]byte, token string) (_ any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("asking whose token it is: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: a.audiences}}

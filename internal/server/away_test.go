@@ -141,6 +141,24 @@ func TestWhatTheClusterSaysOfATokenIsRememberedForAShortTime(t *testing.T) {
 	ask("good", 1, 1)
 }
 
+func TestAPanicWhileATokenIsLookedAtIsAnErrorAndNoMore(t *testing.T) {
+	t.Parallel()
+	broken := true
+	a := NewAuthenticator(&reviewer{say: func(string) (authenticationv1.TokenReviewStatus, error) {
+		if broken {
+			panic("at the disco")
+		}
+		return good("saga-operator"), nil
+	}}, []string{"saga-operator"}, nil)
+	if _, err := a.Authenticate(t.Context(), "token"); err == nil || errors.Is(err, errUnauthenticated) || !strings.Contains(err.Error(), "panic: at the disco") {
+		t.Errorf("error %v", err)
+	}
+	broken = false
+	if caller, err := a.Authenticate(t.Context(), "token"); err != nil || caller.Name != "ada" {
+		t.Errorf("afterwards: %+v, %v", caller, err)
+	}
+}
+
 func TestATokenForAnotherAudienceIsNotTaken(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
