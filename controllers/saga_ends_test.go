@@ -200,21 +200,22 @@ func TestAFinishedSagaIsDeletedWhenItsTimeIsUp(t *testing.T) {
 	}
 }
 
-func TestTheUserWhoMadeASagaIsInItsFirstEvent(t *testing.T) {
+func TestTheUserWhoMadeASagaAndTheTraceItBelongsToAreInItsFirstEvent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	o, err := r.parse("order", order)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Annotations = map[string]string{v1.CreatedByAnnotation: "jane"}
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	o.Annotations = map[string]string{v1.CreatedByAnnotation: "jane", v1.TraceParentAnnotation: parent}
 	if err := r.kube.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	r.waitPhase("order", v1.PhaseCompleted)
 	events, err := r.store.Load(t.Context(), engine.StreamOf(string(o.UID)), 1, 1)
-	if err != nil || len(events) != 1 || events[0].Metadata.Actor != "jane" {
-		t.Errorf("the first event is %+v (%v), want jane as its actor", events, err)
+	if err != nil || len(events) != 1 || events[0].Metadata.Actor != "jane" || events[0].Metadata.TraceParent != parent {
+		t.Errorf("the first event is %+v (%v), want jane as its actor, and her trace", events, err)
 	}
 }
 

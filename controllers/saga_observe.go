@@ -107,7 +107,7 @@ func (r *SagaReconciler) define(s *sighting) {
 		return
 	}
 	s.observed.Suspend, s.observed.Cancel = s.object.Spec.Suspend, s.object.Spec.Cancel
-	s.observed.CreatedBy = s.object.Annotations[v1.CreatedByAnnotation]
+	s.observed.CreatedBy, s.observed.TraceParent = s.object.Annotations[v1.CreatedByAnnotation], s.object.Annotations[v1.TraceParentAnnotation]
 	s.observed.Labels = labels(s.object.Labels)
 	if s.note.recorded || s.object.Status.RecordedVersion > 0 {
 		return

@@ -3,6 +3,8 @@ package v1
 const (
 	// Finalizer holds the object of a saga until the saga has ended, so that deleting a running one undoes it first.
 	Finalizer = "saga.vextrus.io/compensate"
+	// TraceParentAnnotation holds a W3C trace context, in the form of the header traceparent: what the saga does belongs to that trace.
+	TraceParentAnnotation = "saga.vextrus.io/traceparent"
 	// CreatedByAnnotation holds the name of the user who created the object.
 	CreatedByAnnotation = "saga.vextrus.io/created-by"
 )

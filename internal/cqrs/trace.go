@@ -4,15 +4,16 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"strings"
 	"time"
+
+	"github.com/vextrus/saga-operator/internal/tracecontext"
 )
 
 type traceKey struct{}
 
 // WithTraceParent returns a context that carries a W3C trace context, as it comes in the header traceparent. What is not one is left out.
 func WithTraceParent(ctx context.Context, traceParent string) context.Context {
-	if _, _, ok := parseTraceParent(traceParent); !ok {
+	if _, ok := tracecontext.Parse(traceParent); !ok {
 		return ctx
 	}
 	return context.WithValue(ctx, traceKey{}, traceParent)
@@ -42,14 +43,14 @@ func Trace(done func(context.Context, Span)) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, m Message) (any, error) {
 			s := Span{Kind: m.Kind, Name: m.Name, ID: randomHex(8), Began: time.Now()}
-			flags := "01"
-			var ok bool
-			if s.TraceID, s.Parent, ok = parseTraceParent(TraceParent(ctx)); ok {
-				flags = TraceParent(ctx)[53:55]
+			own := tracecontext.Parent{Span: s.ID, Flags: "01"}
+			if parent, ok := tracecontext.Parse(TraceParent(ctx)); ok {
+				s.Parent, own.Trace, own.Flags = parent.Span, parent.Trace, parent.Flags
 			} else {
-				s.TraceID = randomHex(16)
+				own.Trace = randomHex(16)
 			}
-			ctx = context.WithValue(ctx, traceKey{}, "00-"+s.TraceID+"-"+s.ID+"-"+flags)
+			s.TraceID = own.Trace
+			ctx = context.WithValue(ctx, traceKey{}, own.String())
 			answer, err := next(ctx, m)
 			if done != nil {
 				s.Took, s.Err = time.Since(s.Began), err
@@ -58,23 +59,6 @@ func Trace(done func(context.Context, Span)) Middleware {
 			return answer, err
 		}
 	}
-}
-
-// parseTraceParent reads version 00, and of later versions what they have in common with it.
-func parseTraceParent(s string) (trace, span string, ok bool) {
-	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || len(s) > 55 && (s[:2] == "00" || s[55] != '-') {
-		return "", "", false
-	}
-	version, trace, span, flags := s[:2], s[3:35], s[36:52], s[53:55]
-	for _, part := range []string{version, trace, span, flags} {
-		if strings.Trim(part, "0123456789abcdef") != "" {
-			return "", "", false
-		}
-	}
-	if version == "ff" || strings.Trim(trace, "0") == "" || strings.Trim(span, "0") == "" {
-		return "", "", false
-	}
-	return trace, span, true
 }
 
 func randomHex(n int) string {

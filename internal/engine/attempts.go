@@ -2,12 +2,9 @@ package engine
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -100,7 +97,7 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 	defer cancel()
 	res := who.Do(ctx, participant.Call{
 		Saga: participant.Identity{UID: s.UID, Namespace: s.Namespace, Name: s.Name}, Attempt: a,
-		Key: a.Key(s.UID), With: with, TraceParent: traceParent(s.UID, a),
+		Key: a.Key(s.UID), With: with, TraceParent: traceParent(s, a),
 	})
 	if res.Accepted {
 		return saga.Outcome{Attempt: a, Accepted: true, AnswerWithin: min(res.AnswerWithin, participant.MaxAnswerWithin)}
@@ -113,18 +110,6 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 		return fail(saga.Unknown, reasonOutput, err)
 	}
 	return saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: out}
-}
-
-// traceParent derives a W3C trace context: the trace is the saga's uid, the span the attempt's. Deriving it keeps an attempt that is sent again after
-// a crash in the same span.
-func traceParent(uid string, a saga.Attempt) string {
-	trace := strings.ReplaceAll(uid, "-", "")
-	if len(trace) != 32 {
-		return ""
-	}
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%s/%d", a.Key(uid), a.Number)
-	return "00-" + strings.ToLower(trace) + "-" + hex.EncodeToString(h.Sum(nil)) + "-01"
 }
 
 var (

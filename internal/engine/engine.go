@@ -17,6 +17,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
+	"github.com/vextrus/saga-operator/internal/tracecontext"
 )
 
 // DefaultWorkers is how many attempts run at once when Options does not say.
@@ -43,6 +44,8 @@ type Observation struct {
 	Input      json.RawMessage
 	// CreatedBy is the user who made the saga.
 	CreatedBy string
+	// TraceParent is the W3C trace context that its start belongs to. What is none is left out.
+	TraceParent string
 	// Labels are those of its object, at most MaxLabels of them.
 	Labels map[string]string
 	// Suspend, Cancel and Delete are what the user wants now.
@@ -198,8 +201,13 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	parent := r.observed.TraceParent
+	if _, ok := tracecontext.Parse(parent); !ok {
+		parent = ""
+	}
 	return &saga.SagaStarted{
-		UID: r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
+		TraceParent: parent,
+		UID:         r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
 		Definition: *r.observed.Definition, Input: r.observed.Input,
 	}, plan, nil
 }

@@ -74,7 +74,7 @@ func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events
 		}
 		meta := eventstore.Metadata{CorrelationID: r.key.UID}
 		if started, ok := ev.(saga.SagaStarted); ok {
-			meta.Actor = started.CreatedBy
+			meta.Actor, meta.TraceParent = started.CreatedBy, started.TraceParent
 		}
 		a.Events[i] = eventstore.Event{ID: id, Type: typ, SchemaVersion: schema, Data: data, Metadata: meta}
 		if n, told := saga.NoticeOf(ev); told {
@@ -145,7 +145,7 @@ func message(s saga.State, n saga.Notice, nth, version int64) (eventstore.Messag
 	}
 	return eventstore.Message{
 		Type: MessageTypePrefix + n.What, Key: s.UID, Source: SourceOf(s.Namespace), Subject: s.Name, Namespace: s.Namespace, Labels: s.Labels, Sequence: nth, Data: data,
-		Metadata: eventstore.Metadata{CorrelationID: s.UID, TraceParent: traceParent(s.UID, n.Attempt)},
+		Metadata: eventstore.Metadata{CorrelationID: s.UID, TraceParent: traceParent(s, n.Attempt)},
 	}, nil
 }
 

@@ -23,9 +23,6 @@ import (
 // is kept no more, knows its saga again by it, and one that has the key of another is told from it.
 const RequestAnnotation = group + "/api-request"
 
-// TraceAnnotation holds the W3C trace context that came with the request which created a saga (its header traceparent): from the saga one finds who asked for it.
-const TraceAnnotation = group + "/traceparent"
-
 // fieldOwner is who manages the fields of the objects that are written here.
 const fieldOwner = client.FieldOwner("saga-operator-api")
 
@@ -108,7 +105,7 @@ func (c StartSaga) object(ctx context.Context, user, request string) (*unstructu
 	o.SetLabels(c.Labels)
 	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request + "/" + c.fingerprint()}
 	if trace := cqrs.TraceParent(ctx); trace != "" {
-		notes[TraceAnnotation] = trace
+		notes[v1.TraceParentAnnotation] = trace
 	}
 	maps.Copy(notes, c.Annotations)
 	o.SetAnnotations(notes)

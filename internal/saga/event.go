@@ -103,6 +103,8 @@ type (
 		Namespace string `json:"namespace"`
 		Name      string `json:"name"`
 		CreatedBy string `json:"createdBy,omitempty"`
+		// TraceParent is the W3C trace context that the saga belongs to; empty where it is a trace of its own.
+		TraceParent string `json:"traceParent,omitempty"`
 		// Labels are those of the saga's object. Sinks select by them.
 		Labels     map[string]string `json:"labels,omitempty"`
 		Definition Definition        `json:"definition"`

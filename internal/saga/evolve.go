@@ -67,7 +67,7 @@ func (s *State) apply(e Event) {
 
 func (s *State) start(e SagaStarted) {
 	s.UID, s.Namespace, s.Name, s.CreatedBy, s.Labels = e.UID, e.Namespace, e.Name, e.CreatedBy, e.Labels
-	s.Phase = Running
+	s.Phase, s.TraceParent = Running, e.TraceParent
 	s.StartedAt, s.DeadlineAt = e.DecidedAt(), e.DeadlineAt
 	s.Definition, s.Input = e.Definition, e.Input
 	s.Steps = make([]StepState, len(e.Definition.Steps))

@@ -103,6 +103,8 @@ type State struct {
 	Definition Definition      `json:"-"`
 	Input      json.RawMessage `json:"-"`
 	CreatedBy  string          `json:"createdBy,omitempty"`
+	// TraceParent is the W3C trace context that the saga belongs to; empty where it is a trace of its own.
+	TraceParent string `json:"traceParent,omitempty"`
 	// Labels are those that the saga had when it started.
 	Labels map[string]string `json:"-"`
 }
