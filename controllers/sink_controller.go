@@ -24,14 +24,16 @@ import (
 
 // Relay is what publishes to sinks.
 type Relay interface {
+	// Begin says that there is a sink, which may not be ready to be set: what is committed from now on waits for it.
+	Begin(ctx context.Context, id, name string) error
 	// Set has a sink published to, in the place of the one with its ID. The publisher is the relay's from then on, which closes it.
 	Set(ctx context.Context, s outbox.Sink) error
 	// Remove ends that. What waits for the sink is kept.
 	Remove(id string)
 	// Statuses says where all sinks stand that were ever set and are not forgotten.
 	Statuses(ctx context.Context) ([]outbox.Status, error)
-	// Forget drops what is kept of a sink that is gone for good.
-	Forget(ctx context.Context, id string) error
+	// Forget drops what is kept of a sink that is gone for good, and reports whether it did: not while somebody publishes to it.
+	Forget(ctx context.Context, id string) (bool, error)
 }
 
 const (

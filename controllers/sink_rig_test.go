@@ -277,9 +277,11 @@ type recordingRelay struct {
 	mu        sync.Mutex
 	sinks     map[string]outbox.Sink
 	known     map[string]outbox.Status
+	begun     []string
 	sets      int
 	forgotten []string
 	away      bool
+	busy      bool // somebody publishes to all of them
 }
 
 func newRecordingRelay() *recordingRelay {
@@ -305,6 +307,25 @@ func (f *recordingRelay) Set(_ context.Context, s outbox.Sink) error {
 	return nil
 }
 
+func (f *recordingRelay) Begin(_ context.Context, id, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away {
+		return errAway
+	}
+	f.begun = append(f.begun, id)
+	if _, ok := f.known[id]; !ok {
+		f.known[id] = outbox.Status{ID: id, Name: name}
+	}
+	return nil
+}
+
+func (f *recordingRelay) hasBegun(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(f.begun, id)
+}
+
 func (f *recordingRelay) Remove(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -323,12 +344,15 @@ func (f *recordingRelay) Statuses(context.Context) ([]outbox.Status, error) {
 	return slices.Collect(maps.Values(f.known)), nil
 }
 
-func (f *recordingRelay) Forget(_ context.Context, id string) error {
+func (f *recordingRelay) Forget(_ context.Context, id string) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.busy {
+		return false, nil
+	}
 	f.forgotten = append(f.forgotten, id)
 	delete(f.known, id)
-	return nil
+	return true, nil
 }
 
 func (f *recordingRelay) get(id string) (outbox.Sink, bool) {
@@ -349,6 +373,12 @@ func (f *recordingRelay) setAway(away bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.away = away
+}
+
+func (f *recordingRelay) setBusy(busy bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy = busy
 }
 
 func (f *recordingRelay) wasForgotten(id string) bool {

@@ -141,10 +141,13 @@ func (r *SinkReconciler) forget(ctx context.Context) error {
 		}
 	}
 	for id, name := range missing {
-		if err := r.Relay.Forget(ctx, id); err != nil {
+		forgotten, err := r.Relay.Forget(ctx, id)
+		if err != nil {
 			return err
 		}
-		r.Logger.Info("forgot a sink that is gone", "sink", name, "id", id)
+		if forgotten { // otherwise a replica has not heard yet, and it is the next time
+			r.Logger.Info("forgot a sink that is gone", "sink", name, "id", id)
+		}
 	}
 	return nil
 }

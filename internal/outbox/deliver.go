@@ -30,12 +30,16 @@ type delivery struct {
 	// held are the keys that the shard's parking has to be told about when the page is committed, one for each call.
 	held      []string
 	published int
+	// takes is told when the sink has taken something.
+	takes func()
 
 	flying  int
 	results chan flown
 	// refusals counts how often in a row the sink took nothing.
 	refusals int
 	trouble  *Error
+	// refused is what judge remembers of each key.
+	refused map[string]int64
 	// unsure is why it could not be said whether the lease is still held. The page is given up then, and the shard with it: what is settled behind the first message that is
 	// not is known here only.
 	unsure error
@@ -50,7 +54,7 @@ type flown struct {
 // newDelivery sorts out a page: what the sink does not want is settled, what belongs to a parked key is to be parked.
 func (s *shard) newDelivery(all []Message) *delivery {
 	d := &delivery{
-		shard: s, all: all, queues: map[string][]int{}, settled: make([]bool, len(all)), parked: map[int]parkedMessage{}, results: make(chan flown),
+		shard: s, all: all, queues: map[string][]int{}, settled: make([]bool, len(all)), parked: map[int]parkedMessage{}, results: make(chan flown), refused: map[string]int64{},
 	}
 	following := map[string]bool{} // keys that were parked before
 	for i := range all {
@@ -87,7 +91,7 @@ func (d *delivery) park(place int, failure *Error) {
 	p := parkedMessage{message: &d.all[place], failure: failure}
 	if failure != nil {
 		p.dead = failure.Kind == Rejected || d.sink.Retry.MaxAttempts <= 1
-		p.pause = max(d.sink.Retry.pause(1), failure.RetryAfter)
+		p.pause = max(d.sink.Retry.pause(1), min(failure.RetryAfter, maxAsked))
 	}
 	d.parked[place] = p
 	d.settled[place] = true
@@ -95,8 +99,9 @@ func (d *delivery) park(place int, failure *Error) {
 
 // run publishes the page. It returns when all is settled, or when ctx is done and nothing is on its way any more. What is on its way is only given up with hard.
 func (d *delivery) run(ctx, hard context.Context) {
+	defer d.drain()
 	for {
-		for d.trouble == nil && d.unsure == nil && ctx.Err() == nil && len(d.ready) > 0 && d.flying < d.limits.Parallel {
+		for d.trouble == nil && d.unsure == nil && ctx.Err() == nil && len(d.ready) > 0 && d.flying < d.room() {
 			if d.unsure = d.checkLease(hard); d.unsure != nil {
 				break
 			}
@@ -113,10 +118,28 @@ func (d *delivery) run(ctx, hard context.Context) {
 	}
 }
 
-// launch hands messages of different keys to the publisher. After it took nothing, one is enough to see whether it does again.
+// drain waits for what is on its way, where a panic has left it there: nobody else may publish those keys before.
+func (d *delivery) drain() {
+	for ; d.flying > 0; d.flying-- {
+		<-d.results
+	}
+}
+
+// probing reports whether one message is enough to see whether the sink, which took nothing, does again.
+func (d *delivery) probing() bool { return d.refusals > 0 || d.refusesAll() }
+
+// room is how many calls may be under way.
+func (d *delivery) room() int {
+	if d.probing() {
+		return 1
+	}
+	return d.limits.Parallel
+}
+
+// launch hands messages of different keys to the publisher.
 func (d *delivery) launch(hard context.Context) {
 	n := min(d.limits.Batch, len(d.ready))
-	if d.refusals > 0 {
+	if d.probing() {
 		n = 1
 	}
 	places, messages := make([]int, n), make([]Message, n)
@@ -132,14 +155,19 @@ func (d *delivery) launch(hard context.Context) {
 // land takes the results of a call.
 func (d *delivery) land(f flown) {
 	d.flying--
+	d.went(succeeded(f.errs[:len(f.places)]))
 	for i, place := range f.places {
 		key := d.all[place].Key
-		err := asError(f.errs[i])
+		before := d.refused[key]
+		err := d.judge(asError(f.errs[i]), &before)
+		d.refused[key] = before
 		switch {
 		case err == nil:
 			d.settled[place] = true
 			d.published++
 			d.refusals = 0
+			d.takes()
+			delete(d.refused, key)
 			d.metrics.took(d.sink.Name, time.Since(d.all[place].RecordedAt))
 			d.queues[key] = d.queues[key][1:]
 			if len(d.queues[key]) > 0 {
@@ -149,9 +177,26 @@ func (d *delivery) land(f flown) {
 			d.trouble = err
 			d.ready = append(d.ready, key)
 		default:
-			d.metrics.failed(d.sink.Name, d.park1(key, err))
+			dead := d.park1(key, err)
+			d.metrics.failed(d.sink.Name, dead)
+			if dead {
+				d.died(&d.all[place], 1, err)
+			}
+			if err.Kind == Failed {
+				d.inARow.Add(1)
+			}
 		}
 	}
+}
+
+// succeeded is how many of some results are good.
+func succeeded(errs []error) (n int) {
+	for _, err := range errs {
+		if err == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // park1 parks what is left of a key, the first of which has failed, and reports whether that is a dead letter.

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,8 +28,10 @@ import (
 const childURL = "OUTBOX_TEST_CHILD"
 
 const (
-	childPage  = 40
-	childBatch = 8
+	childShards, childPage, childBatch, childParallel = 2, 10, 4, 2
+	// childHand is what such a process has in hand at most, published and not put down: in each shard what it published since it last put its checkpoint down, which is less than a
+	// page, another page, and the parked messages that it tries at once.
+	childHand = childShards * (2*childPage + childBatch*childParallel)
 )
 
 // child relays to its standard output: each line is a message that its reader has for good.
@@ -39,7 +42,7 @@ func child(url string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	relay, err := outbox.NewRelay(outbox.Options{Pool: pool, Page: childPage, Lease: time.Second, Shards: 2})
+	relay, err := outbox.NewRelay(outbox.Options{Pool: pool, Page: childPage, Lease: time.Second, Shards: childShards})
 	if err == nil {
 		s := to(&lines{})
 		s.Retry.MaxAttempts = 1_000_000 // a dead letter, however rare, would be missing in the end
@@ -57,7 +60,9 @@ type lines struct{ mu sync.Mutex }
 
 func (*lines) Check(context.Context) error { return nil }
 func (*lines) Close() error                { return nil }
-func (*lines) Limits() outbox.Limits       { return outbox.Limits{Batch: childBatch, Parallel: 2} }
+func (*lines) Limits() outbox.Limits {
+	return outbox.Limits{Batch: childBatch, Parallel: childParallel}
+}
 
 func (l *lines) Publish(_ context.Context, all []outbox.Message) []error {
 	l.mu.Lock()
@@ -80,7 +85,7 @@ func TestARelayThatIsKilledLosesNothingAndRepeatsNoMoreThanItHadInHand(t *testin
 	r := newRig(t)
 	const keys, each, kills = 40, 60, 12
 	r.flood(1, 1) // the readers begin behind this
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 2})
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: childShards})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,26 +102,37 @@ func TestARelayThatIsKilledLosesNothingAndRepeatsNoMoreThanItHadInHand(t *testin
 		}
 	}()
 	var taken []outbox.Message
+	all := map[string]bool{}
+	run := func(after int) (came int) {
+		some := runChild(r, after)
+		again := map[string]bool{}
+		for _, m := range some {
+			if name := m.Key + " " + strconv.FormatInt(m.Sequence, 10); all[name] {
+				again[name] = true
+			}
+		}
+		for _, m := range some {
+			all[m.Key+" "+strconv.FormatInt(m.Sequence, 10)] = true
+		}
+		if len(again) > childHand {
+			t.Errorf("of %d messages %d had come before, more than the %d that the process before had in hand", len(some), len(again), childHand)
+		}
+		taken = append(taken, some...)
+		return len(some)
+	}
 	for range kills {
-		taken = append(taken, runChild(r, 200+rand.IntN(60))...)
+		run(200 + rand.IntN(60))
 	}
 	<-feeding
-	all := map[string]int64{}
 	for idle := 0; len(all) < keys*each; { // the last one goes on until everything has come
-		some := runChild(r, 200)
-		if idle++; len(some) > 0 {
+		if idle++; run(200) > 0 {
 			idle = 0
 		}
 		if idle > 3 {
 			t.Fatalf("%d messages of %d came, and no more do", len(all), keys*each)
 		}
-		taken = append(taken, some...)
-		for _, m := range taken {
-			all[m.Key+" "+strconv.FormatInt(m.Sequence, 10)] = 1
-		}
 	}
-	// What a shard had in hand: the pages between two checkpoints, which are put down at least every so many messages.
-	if err := complete(settled(taken), r.counts, (kills+50)*2*2*childPage); err != nil {
+	if err := complete(settled(taken), r.counts, len(taken)); err != nil { // how many times was looked at above
 		t.Error(err)
 	}
 }
@@ -188,33 +204,57 @@ func runChild(r *rig, after int) (taken []outbox.Message) {
 	return taken
 }
 
+// renewal reports whether a statement renews a lease, and so learns that it is lost.
+func renewal(sql string) bool { return strings.Contains(sql, "RETURNING commands") }
+
+// TestAStaleRelayPublishesNothingBeyondWhatItHadInHand has one that nobody tells that its lease is somebody else's: it has to look before it publishes more.
 func TestAStaleRelayPublishesNothingBeyondWhatItHadInHand(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	gate := make(chan struct{})
-	var once sync.Once
-	began := make(chan struct{}, 1000)
-	stale := &slow{gate: gate, began: began, batch: 4}
-	first, stopFirst := r.relay(outbox.Options{Shards: 1, Page: 100}, to(stale))
-	_ = first
+	var looks atomic.Int64
+	r.troubled(func(sql string) bool {
+		if strings.HasPrefix(sql, "SELECT commands") {
+			looks.Add(1)
+		}
+		return renewal(sql)
+	})
+	stale := &slow{gate: make(chan struct{}), began: make(chan struct{}, 1000), batch: 4}
+	_, stop := r.relay(outbox.Options{Pool: r.relays, Shards: 1, Page: 100, Lease: 10 * time.Minute}, to(stale))
 	r.flood(20, 5)
-	<-began // it has a batch in hand
+	<-stale.began // it has a batch in hand
 	if _, err := r.pool.Exec(r.ctx, `UPDATE outbox_readers SET lease_epoch = lease_epoch + 1, owner = 'thief', lease_until = now() + interval '1 hour'`); err != nil {
 		t.Fatal(err)
 	}
-	r.eventually("it is told that its lease is lost", func() bool { return stale.given.Load() })
-	once.Do(func() { close(gate) })
-	if _, err := r.pool.Exec(r.ctx, `UPDATE outbox_readers SET lease_until = '-infinity'`); err != nil {
+	if err := pause(r.ctx, 200*time.Millisecond); err != nil { // after which it is not certain any more of what it knew
 		t.Fatal(err)
 	}
-	stopFirst()
+	close(stale.gate)
+	r.eventually("it looks whether it still has the lease", func() bool { return looks.Load() > 0 })
+	stop()
 	if n := stale.calls.Load(); n != 1 {
 		t.Errorf("the stale relay called the broker %d times", n)
 	}
-	var published int64
-	if err := r.pool.QueryRow(r.ctx, `SELECT published FROM outbox_readers`).Scan(&published); err != nil || published != 0 {
-		t.Errorf("it counted %d messages, %v", published, err)
+	if n := r.int(`SELECT published FROM outbox_readers`); n != 0 {
+		t.Errorf("it counted %d messages", n)
 	}
+	if n := r.int(`SELECT count(*) FROM outbox_readers WHERE owner = 'thief' AND lease_until > now()`); n != 1 {
+		t.Error("the lease is not the other's any more")
+	}
+}
+
+func TestALeaseThatCannotBeRenewedIsGivenUpWhenItEnds(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.troubled(renewal)
+	stuck := &slow{gate: make(chan struct{}), began: make(chan struct{}, 1000), batch: 4}
+	s := to(stuck)
+	s.Timeout = time.Hour
+	_, stop := r.relay(outbox.Options{Pool: r.relays, Shards: 1, Lease: 2 * time.Second}, s)
+	r.flood(4, 1)
+	<-stuck.began
+	r.eventually("what is under way is given up", stuck.given.Load)
+	close(stuck.gate)
+	stop()
 }
 
 func TestSeveralRelaysShareTheShardsAndOneThatGoesLeavesItsPart(t *testing.T) {

@@ -28,20 +28,26 @@ type reader struct {
 	leaseEpoch    int64
 	// commands is the count of people's commands that the owner has seen.
 	commands int64
+	// troubled is the reason for which the sink takes nothing, as it was put down last; empty where there was none.
+	troubled string
 }
 
-// ensureReaders makes the readers of a new sink, which begin with what is committed from now on.
+// ensureReaders makes the readers of a new sink, which begin with what is committed from now on. Of several that make them at once, with as many shards as each likes, the one
+// whose first row is there first makes all.
 func ensureReaders(ctx context.Context, db database, sink, name string, shards int) error {
-	_, err := db.Exec(ctx, `INSERT INTO outbox_readers (sink, shard, shards, name, epoch, done, floor)
-		SELECT $1, i, $3, $2, (SELECT max(epoch) FROM store_clusters), pg_current_snapshot(), (SELECT last_value FROM outbox_position)
-		FROM generate_series(0, $3 - 1) i WHERE NOT EXISTS (SELECT FROM outbox_readers WHERE sink = $1) ON CONFLICT DO NOTHING`, sink, name, shards)
+	_, err := db.Exec(ctx, `WITH first AS (
+			INSERT INTO outbox_readers (sink, shard, shards, name, epoch, done, floor)
+			SELECT $1, 0, $3, $2, (SELECT max(epoch) FROM store_clusters), pg_current_snapshot(), (SELECT last_value FROM outbox_position)
+			WHERE NOT EXISTS (SELECT FROM outbox_readers WHERE sink = $1) ON CONFLICT DO NOTHING RETURNING *)
+		INSERT INTO outbox_readers (sink, shard, shards, name, epoch, done, floor)
+		SELECT f.sink, i, f.shards, f.name, f.epoch, f.done, f.floor FROM first f, generate_series(1, f.shards - 1) i`, sink, name, shards)
 	if err != nil {
 		return fmt.Errorf("making the readers of sink %s: %w", name, err)
 	}
 	return nil
 }
 
-const readerColumns = `sink, shard, shards, epoch, done::text, floor, until_epoch, until::text, until_floor, position, lease_epoch, commands`
+const readerColumns = `sink, shard, shards, epoch, done::text, floor, until_epoch, until::text, until_floor, position, lease_epoch, commands, coalesce(error ->> 'reason', '')`
 
 func scanReader(row pgx.CollectableRow) (reader, error) {
 	var r reader
@@ -50,7 +56,7 @@ func scanReader(row pgx.CollectableRow) (reader, error) {
 	var untilEpoch *int32
 	var until *string
 	c := &r.checkpoint
-	if err := row.Scan(&r.sink, &r.shard, &r.shards, &epoch, &done, &c.Floor, &untilEpoch, &until, &c.UntilFloor, &c.Position, &r.leaseEpoch, &r.commands); err != nil {
+	if err := row.Scan(&r.sink, &r.shard, &r.shards, &epoch, &done, &c.Floor, &untilEpoch, &until, &c.UntilFloor, &c.Position, &r.leaseEpoch, &r.commands, &r.troubled); err != nil {
 		return r, err
 	}
 	var err error
@@ -99,7 +105,7 @@ func (r *reader) save(ctx context.Context, db database, published int, ttl time.
 		untilEpoch, until = &c.Until.Epoch, &text
 	}
 	return oneRow(db.Exec(ctx, `UPDATE outbox_readers SET epoch = $4, done = $5::text::pg_snapshot, floor = $6, until_epoch = $7, until = $8::text::pg_snapshot, until_floor = $9,
-		position = $10, published = published + $11, lease_until = now() + $12::interval, error = NULL, updated_at = now() WHERE `+owned,
+		position = $10, published = published + $11, lease_until = now() + $12::interval, updated_at = now() WHERE `+owned,
 		r.sink, r.shard, r.leaseEpoch, c.Done.Epoch, c.Done.Snapshot(), c.Floor, untilEpoch, until, c.UntilFloor, c.Position, published, ttl))
 }
 

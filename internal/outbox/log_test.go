@@ -105,6 +105,167 @@ func TestAnAppendGoesOnWhereNobodyHasMadePartitions(t *testing.T) {
 	})
 }
 
+// late begins to append a message, which is not committed before the function that it returns is called.
+func (r *rig) late() (commit func()) {
+	r.t.Helper()
+	tx, err := r.pool.Begin(r.ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := tx.Exec(r.ctx, `INSERT INTO outbox_events (message_id, type, key, destination, data, metadata)
+		VALUES (gen_random_uuid(), 'test.Late', 'late', '', '1', '{"source":"/tests","sequence":1}')`); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() {
+		r.t.Helper()
+		if err := tx.Commit(r.ctx); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// readAll has a relay read what there is, and put that down: of some messages also that nothing older was under way then.
+func (r *rig) readAll(messages string) {
+	r.t.Helper()
+	_, stop := r.relay(outbox.Options{Shards: 1, Partition: 1000}, to(&memory.Publisher{}))
+	r.eventually("the checkpoint is behind everything", func() bool {
+		return r.int(`SELECT count(*) FROM outbox_readers r WHERE floor >= (SELECT last_value FROM outbox_position) AND until IS NULL
+			AND NOT EXISTS (SELECT FROM outbox_events o WHERE o.txid >= pg_snapshot_xmin(r.done) AND `+messages+`)`) == 1
+	})
+	stop()
+}
+
+// arrivesLate has the message of late come to a sink.
+func (r *rig) arrivesLate() {
+	r.t.Helper()
+	q := &memory.Publisher{}
+	r.relay(outbox.Options{}, to(q))
+	r.await(q, 1)
+	if m := q.Taken()[0]; m.Key != "late" {
+		r.t.Errorf("what came is %+v", m)
+	}
+}
+
+// endOfPartition has the next message be the last of the first small partition, and what follows be in the next.
+func (r *rig) endOfPartition() {
+	r.t.Helper()
+	if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', (SELECT min(to_position) FROM outbox_partitions) - 2)`); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestAPartitionIsKeptForWhatWasCommittedInItAfterItWasRead has a transaction in the partition that was running when the sink last looked, and others after it that it has had.
+func TestAPartitionIsKeptForWhatWasCommittedInItAfterItWasRead(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const size = 1000
+	r.smallPartitions(size)
+	r.set(mustRelay(r), to(&memory.Publisher{}))
+	if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', (SELECT min(from_position) FROM outbox_partitions))`); err != nil {
+		t.Fatal(err)
+	}
+	commit := r.late()
+	r.flood(5, 1) // in the same partition, by a later transaction
+	r.endOfPartition()
+	r.flood(5, 1)
+	r.readAll("false")
+	commit()
+	if _, dropped := r.maintain(size); dropped != 0 {
+		t.Errorf("%d partitions were dropped", dropped)
+	}
+	r.arrivesLate()
+}
+
+// TestAPartitionIsKeptForWhatIsCommittedWhileItIsLookedAt has a transaction end between the look at the partition and the lock on it.
+func TestAPartitionIsKeptForWhatIsCommittedWhileItIsLookedAt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const size = 1000
+	r.smallPartitions(size)
+	r.set(mustRelay(r), to(&memory.Publisher{}))
+	if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', (SELECT min(from_position) FROM outbox_partitions))`); err != nil {
+		t.Fatal(err)
+	}
+	r.flood(5, 1)
+	r.endOfPartition()
+	commit := r.late()
+	r.flood(5, 1)
+	r.readAll("position < (SELECT min(to_position) FROM outbox_partitions)")
+	type result struct {
+		dropped int
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		_, dropped, err := outbox.Maintain(r.ctx, r.pool, size, 2)
+		done <- result{dropped, err}
+	}()
+	r.eventually("it looks who uses the log", func() bool {
+		return r.int(`SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()`) > 0
+	})
+	commit()
+	if got := <-done; got.err != nil || got.dropped != 0 {
+		t.Errorf("%d partitions were dropped, %v", got.dropped, got.err)
+	}
+	r.arrivesLate()
+}
+
+// TestNobodyWaitsBehindTheMaintenanceOfTheLog has somebody read the log for long, as a dump does.
+func TestNobodyWaitsBehindTheMaintenanceOfTheLog(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const size = 1000
+	r.smallPartitions(size)
+	r.set(mustRelay(r), to(&memory.Publisher{}))
+	r.endOfPartition()
+	r.flood(5, 1)
+	tx, err := r.pool.Begin(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(r.ctx, `LOCK TABLE outbox_events IN ACCESS SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	r.readAll("true")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 3 {
+			if _, dropped, err := outbox.Maintain(r.ctx, r.pool, size, 2); err != nil || dropped != 0 {
+				t.Errorf("%d partitions were dropped, %v", dropped, err)
+			}
+		}
+	}()
+	for over := false; !over; {
+		if n := r.int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); n != 0 {
+			t.Error("it waits for the log, and everybody behind it")
+			break
+		}
+		select {
+		case <-done:
+			over = true
+		default:
+		}
+	}
+	<-done
+	if err := tx.Rollback(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the partition is dropped afterwards", func() bool {
+		_, dropped := r.maintain(size)
+		return dropped == 1
+	})
+}
+
+func mustRelay(r *rig) *outbox.Relay {
+	r.t.Helper()
+	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 1})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return relay
+}
+
 func TestForgettingASinkLetsTheLogGoOnWithoutIt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -112,17 +273,18 @@ func TestForgettingASinkLetsTheLogGoOnWithoutIt(t *testing.T) {
 	relay, _ := r.relay(outbox.Options{}, to(p))
 	r.commit(r.message("a"))
 	r.await(p, 1)
-	if err := outbox.Forget(r.ctx, r.pool, "sink-1"); err != nil {
-		t.Fatal(err)
+	if forgotten, err := outbox.Forget(r.ctx, r.pool, "sink-1"); err != nil || forgotten {
+		t.Fatalf("forgotten: %t, %v", forgotten, err)
 	}
 	if n := r.int(`SELECT count(*) FROM outbox_readers`); n == 0 {
 		t.Error("a sink that is published to was forgotten")
 	}
 	relay.Remove("sink-1")
 	r.eventually("it is forgotten", func() bool {
-		if err := outbox.Forget(r.ctx, r.pool, "sink-1"); err != nil {
+		forgotten, err := outbox.Forget(r.ctx, r.pool, "sink-1")
+		if err != nil {
 			t.Fatal(err)
 		}
-		return r.int(`SELECT count(*) FROM outbox_readers`) == 0
+		return forgotten && r.int(`SELECT count(*) FROM outbox_readers`) == 0
 	})
 }

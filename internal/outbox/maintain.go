@@ -18,10 +18,14 @@ const (
 // maintain keeps partitions ahead of what is appended, drops those that every sink has read, and reports the backlogs.
 func (r *Relay) maintain(ctx context.Context) {
 	for ctx.Err() == nil {
-		if _, _, err := Maintain(ctx, r.pool, r.size, partitionsAhead); err != nil && ctx.Err() == nil {
+		err := caught(r.log, "maintaining the outbox", func() error {
+			_, _, err := Maintain(ctx, r.pool, r.size, partitionsAhead)
+			r.reportBacklogs(ctx)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
 			r.log.Warn("the outbox could not be maintained; it is tried again", "error", err)
 		}
-		r.reportBacklogs(ctx)
 		_ = sleep(ctx, maintainEvery)
 	}
 }
@@ -32,15 +36,19 @@ func (r *Relay) reportBacklogs(ctx context.Context) {
 	if err != nil {
 		return // the log says so already, from where it matters
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.reported
+	r.reported = map[string]bool{}
 	for i := range all {
-		r.mu.Lock()
-		s := r.sinks[all[i].ID]
-		first := s != nil && s.shards[0] != nil
-		r.mu.Unlock()
-		if first {
+		if s := r.sinks[all[i].ID]; s != nil && s.shards[0] != nil {
 			r.metrics.stands(&all[i])
-		} else {
-			r.metrics.forget(all[i].Name)
+			r.reported[all[i].Name] = true
+		}
+	}
+	for name := range before {
+		if !r.reported[name] {
+			r.metrics.forget(name)
 		}
 	}
 }

@@ -73,6 +73,8 @@ const (
 	ReasonBusy             = "Busy"             // it asked to be left alone for a while
 	ReasonRefused          = "Refused"          // it said no to a message
 	ReasonTooLarge         = "TooLarge"         // the message is larger than it takes
+	ReasonInternal         = "InternalError"    // the operator's own code panicked
+	ReasonUndecided        = "Undecided"        // it cannot be said at the moment which messages are wanted
 )
 
 // Error says why a message was not taken, or why a sink is not ready.
@@ -82,7 +84,9 @@ type Error struct {
 	Reason string
 	// RetryAfter is the pause that the destination asked for; zero when it asked for none.
 	RetryAfter time.Duration
-	Err        error
+	// Open says of an error that is Unavailable that the message may have been taken all the same: somebody before the destination answered for it.
+	Open bool
+	Err  error
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
@@ -106,8 +110,11 @@ type Retry struct {
 type Sink struct {
 	// ID identifies the sink for good: what was read and parked for it is kept under it. Name is for people, logs and metrics.
 	ID, Name string
-	// Wants says whether the sink takes a message that names no destination. It must not depend on anything but the message. All where nil.
-	Wants     func(*Message) bool
+	// Wants says whether the sink takes a message that names no destination. All where nil. A message may be asked about again, after a crash or by another relay, so the answer
+	// should come from the message alone; where it needs more, Prepare gets that first.
+	Wants func(*Message) bool
+	// Prepare, where given, learns what Wants has to know of some messages. An error says that this cannot be had at the moment: the messages wait, and nothing is passed over.
+	Prepare   func(ctx context.Context, all []Message) error
 	Publisher Publisher
 	Retry     Retry
 	// Timeout bounds one call of the publisher; 10 s by default.

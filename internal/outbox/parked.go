@@ -77,9 +77,10 @@ func (p *parking) settled(keys []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, key := range keys {
-		k := p.keys[key]
-		k.pages--
-		k.looking = false
+		if k := p.keys[key]; k != nil {
+			k.pages--
+			k.looking = false
+		}
 	}
 }
 
@@ -97,17 +98,22 @@ func (p *parking) look(keys []string) {
 	}
 }
 
-// full reports whether so many keys are parked that no more should be read.
-func (p *parking) full() bool {
+// full reports whether so many keys are parked that no more should be read. Where the sink is only probed those that wait for it do not matter: no more of them are parked.
+func (p *parking) full(probing bool) bool {
+	waiting, dead := p.count()
+	return dead >= maxDeadKeys || waiting >= maxWaitingKeys && !probing
+}
+
+// count returns how many keys are parked: those that wait for their sink, and those that wait for a person.
+func (p *parking) count() (waiting, dead int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	dead := 0
 	for _, k := range p.keys {
 		if k.known && k.head.dead {
 			dead++
 		}
 	}
-	return dead >= maxDeadKeys || len(p.keys)-dead >= maxWaitingKeys
+	return len(p.keys) - dead, dead
 }
 
 // due returns up to limit keys whose oldest message is to be tried, marked busy, those whose oldest has to be looked up, and when the next one is due.
@@ -142,6 +148,9 @@ func (p *parking) found(keys []string, heads map[string]head) {
 	defer p.mu.Unlock()
 	for _, key := range keys {
 		k := p.keys[key]
+		if k == nil {
+			continue
+		}
 		k.busy = false
 		k.head, k.known = heads[key]
 		if !k.known && k.pages == 0 && k.looking {

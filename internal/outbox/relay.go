@@ -2,6 +2,8 @@ package outbox
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +21,8 @@ const (
 	DefaultShards = 4
 	DefaultLease  = 10 * time.Second
 	DefaultPage   = 2000
+	// pageBytes bounds the data of the messages that are read at once, but for the last of them.
+	pageBytes = 4 << 20
 	// superviseEvery is how often shards are looked for that nobody publishes.
 	superviseEvery = time.Second
 )
@@ -38,8 +42,15 @@ type Options struct {
 	Page    int
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
+	tests   onlyInTests
 	// OnReply, where given, gets what arrives at the sinks' reply addresses. After an error the message comes again.
 	OnReply func(ctx context.Context, sink string, in Incoming) error
+}
+
+// onlyInTests is what nobody else says otherwise.
+type onlyInTests struct {
+	poll  time.Duration
+	bytes int
 }
 
 // Relay publishes the messages of an outbox to sinks. Any number of processes may run one each: leases in the database share the shards among them, evenly, and one that has
@@ -50,15 +61,20 @@ type Relay struct {
 	lease   time.Duration
 	shards  int
 	page    int
+	bytes   int   // of the data of a page
 	size    int64 // of a partition
 	log     *slog.Logger
 	metrics *metrics
 	wake    wake
 	changed chan struct{} // the sinks have
-	onReply func(ctx context.Context, sink string, in Incoming) error
+	// minPoll and maxPoll bound the pause between two looks of a shard that nobody wakes.
+	minPoll, maxPoll time.Duration
+	onReply          func(ctx context.Context, sink string, in Incoming) error
 
 	mu    sync.Mutex
 	sinks map[string]*served
+	// reported are the names of the sinks whose backlogs this process says.
+	reported map[string]bool
 }
 
 // served is a sink that this process publishes to.
@@ -102,6 +118,13 @@ func NewRelay(o Options) (*Relay, error) {
 	if r.size <= 0 {
 		r.size = partitionSize
 	}
+	if r.bytes = o.tests.bytes; r.bytes <= 0 {
+		r.bytes = pageBytes
+	}
+	r.minPoll, r.maxPoll = minPoll, maxPoll
+	if o.tests.poll > 0 {
+		r.minPoll, r.maxPoll = o.tests.poll, o.tests.poll
+	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -113,8 +136,13 @@ func NewRelay(o Options) (*Relay, error) {
 // Wake tells the relay that something has been committed, so that it need not wait for its next poll. It never blocks.
 func (r *Relay) Wake() { r.wake.signal() }
 
+// Begin says that there is a sink, which may not be ready to be set: what is committed from now on waits for it. One that has begun goes on where it is.
+func (r *Relay) Begin(ctx context.Context, id, name string) error {
+	return ensureReaders(ctx, r.pool, id, name, r.shards)
+}
+
 // Set adds a sink, or puts it in the place of the one with its ID: what is on its way still goes where it was to go, and everything after that the new way. The relay closes the
-// publisher when the sink is replaced or removed, or Run ends. A sink that is new gets what is committed from now on.
+// publisher when the sink is replaced or removed, or Run ends. A sink that has not begun gets what is committed from now on.
 func (r *Relay) Set(ctx context.Context, s Sink) error {
 	const usualTimeout = 10 * time.Second
 	if s.ID == "" || s.Publisher == nil {
@@ -124,7 +152,7 @@ func (r *Relay) Set(ctx context.Context, s Sink) error {
 		s.Timeout = usualTimeout
 	}
 	s.Retry.MaxAttempts = max(s.Retry.MaxAttempts, 1)
-	if err := ensureReaders(ctx, r.pool, s.ID, s.Name, r.shards); err != nil {
+	if err := r.Begin(ctx, s.ID, s.Name); err != nil {
 		return err
 	}
 	own, cancel := context.WithCancel(context.Background())
@@ -157,14 +185,19 @@ func (r *Relay) end(s *served) {
 	s.cancel()
 	go func() {
 		s.wg.Wait()
-		if err := s.sink.Publisher.Close(); err != nil {
-			r.log.Debug("closing the connection of a sink", "sink", s.sink.Name, "error", err)
-		}
+		r.close(s)
 		r.nudge() // its shards are free
 	}()
 }
 
-// listen hands over the answers that arrive at a sink's broker, for as long as the sink is there. All relays do, as one group.
+// close ends the connection of a sink. Nothing can be done about what goes wrong then.
+func (r *Relay) close(s *served) {
+	if err := caught(r.log, "closing the connection of a sink", s.sink.Publisher.Close); err != nil {
+		r.log.Debug("closing the connection of a sink", "sink", s.sink.Name, "error", err)
+	}
+}
+
+// listen hands over the answers that arrive at a sink's broker, for as long as the sink is there. All relays on one database do, as one group.
 func (r *Relay) listen(s *served) {
 	from, ok := s.sink.Publisher.(Listener)
 	if s.sink.Replies == "" || r.onReply == nil || !ok {
@@ -173,7 +206,15 @@ func (r *Relay) listen(s *served) {
 	s.wg.Go(func() {
 		for pause := minUnavailable; s.ctx.Err() == nil; pause = min(pause*2, maxUnavailable) {
 			began := time.Now()
-			err := from.Listen(s.ctx, s.sink.Replies, replyGroup, func(ctx context.Context, in Incoming) error { return r.onReply(ctx, s.sink.Name, in) })
+			err := caught(r.log, "listening for answers", func() error {
+				group, err := r.replyGroup(s.ctx, &s.sink)
+				if err != nil {
+					return err
+				}
+				return from.Listen(s.ctx, s.sink.Replies, group, func(ctx context.Context, in Incoming) error {
+					return caught(r.log, "keeping an answer", func() error { return r.onReply(ctx, s.sink.Name, in) })
+				})
+			})
 			if s.ctx.Err() != nil {
 				return
 			}
@@ -186,8 +227,18 @@ func (r *Relay) listen(s *served) {
 	})
 }
 
-// replyGroup is the group as which all relays of an operator listen.
-const replyGroup = "saga-operator"
+// replyGroup is the group as which all relays on this database listen for a sink, today and after a restart. Nobody else has it: two sinks at one address, or two operators, would
+// each get a part of the answers, and drop those that are for the other.
+func (r *Relay) replyGroup(ctx context.Context, s *Sink) (string, error) {
+	var cluster, database int64
+	err := r.pool.QueryRow(ctx, `SELECT c.system_identifier, d.oid::bigint FROM store_clusters c, pg_database d WHERE d.datname = current_database() ORDER BY c.epoch DESC LIMIT 1`).
+		Scan(&cluster, &database)
+	if err != nil {
+		return "", fmt.Errorf("asking which database this is: %w", err)
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %d %s", cluster, database, s.ID))
+	return "saga-operator-" + hex.EncodeToString(sum[:8]), nil
+}
 
 // Sink returns the sink of a name, where this process publishes to it.
 func (r *Relay) Sink(name string) (Sink, bool) {
@@ -238,7 +289,7 @@ func (r *Relay) stop(ctx context.Context) {
 	}
 	for _, s := range all {
 		s.wg.Wait()
-		_ = s.sink.Publisher.Close() // nothing can be done about it any more
+		r.close(s)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
@@ -269,8 +320,13 @@ func (r *Relay) supervise(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, at := range taken {
-		r.start(ctx, at)
+	for i := range taken {
+		if r.start(ctx, taken[i]) {
+			continue
+		}
+		if err := taken[i].release(ctx, r.pool); err != nil && !isStale(err) {
+			return fmt.Errorf("giving a shard back that cannot be published at the moment: %w", err)
+		}
 	}
 	return nil
 }
@@ -308,13 +364,13 @@ func (r *Relay) giveUp(n int) {
 	}
 }
 
-// start publishes a shard whose lease this process has just taken.
-func (r *Relay) start(ctx context.Context, at reader) {
+// start publishes a shard whose lease this process has just taken, unless the sink has gone meanwhile or the shard's last run here has not ended quite.
+func (r *Relay) start(ctx context.Context, at reader) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.sinks[at.sink]
 	if s == nil || s.shards[at.shard] != nil {
-		return // the sink has gone meanwhile; the lease runs out
+		return false
 	}
 	own, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.ctx, cancel)
@@ -322,20 +378,30 @@ func (r *Relay) start(ctx context.Context, at reader) {
 	s.wg.Go(func() {
 		defer stop()
 		defer cancel()
-		sh := newShard(r, &s.sink, at)
-		sh.log.Debug("publishing", "lease", at.leaseEpoch)
-		err := sh.run(own)
-		switch {
-		case isStale(err):
-			sh.log.Info("a shard of a sink is somebody else's now")
-		case err != nil && own.Err() == nil:
-			sh.log.Warn("a shard of a sink is held up and tried again", "error", err)
-			_ = sleep(own, superviseEvery) // not in a hot loop
-		}
+		r.publish(own, s, at)
 		r.mu.Lock()
 		delete(s.shards, at.shard)
 		r.mu.Unlock()
 	})
+	return true
+}
+
+// publish publishes a shard, until ctx is done or it cannot go on. After something went wrong it rests.
+func (r *Relay) publish(ctx context.Context, s *served, at reader) {
+	log := r.log.With("sink", s.sink.Name, "shard", at.shard)
+	log.Debug("publishing", "lease", at.leaseEpoch)
+	err := caught(log, "publishing to a sink", func() error { return newShard(r, &s.sink, at, log).run(ctx) })
+	switch {
+	case isStale(err):
+		log.Info("a shard of a sink is somebody else's now")
+	case panicked(err):
+		log.Error("a shard of a sink is held up and tried again", "error", err)
+		r.confess(ctx, &at, err)
+		_ = sleep(ctx, maxUnavailable)
+	case err != nil && ctx.Err() == nil:
+		log.Warn("a shard of a sink is held up and tried again", "error", err)
+		_ = sleep(ctx, superviseEvery) // not in a hot loop
+	}
 }
 
 // wake is a signal to everybody who waits at the moment.

@@ -248,18 +248,49 @@ func TestASinkThatRefusesEverythingIsLeftAloneBeforeItsDeadLettersPileUp(t *test
 	t.Parallel()
 	r := newRig(t)
 	const keys = 20_000
-	p := &memory.Publisher{Fault: func(context.Context, *outbox.Message) error { return errors.New("no") }}
-	s := to(p)
-	s.Retry = outbox.Retry{MaxAttempts: 100, InitialBackoff: time.Hour, MaxBackoff: time.Hour}
-	r.relay(outbox.Options{Shards: 1, Page: 500}, s)
+	var back atomic.Bool
+	var tries atomic.Int64
+	p := &memory.Publisher{Fault: func(context.Context, *outbox.Message) error {
+		if back.Load() {
+			return nil
+		}
+		tries.Add(1)
+		return errors.New("no")
+	}}
+	r.relay(outbox.Options{Shards: 1, Page: 500}, to(p)) // whose messages are dead letters after three attempts, milliseconds apart
 	r.flood(keys, 1)
 	r.eventually("the status says so", func() bool { return r.status().Reason != "" })
-	if n := len(r.parked(outbox.Selection{Limit: keys})); n > 2_000 {
+	since := tries.Load()
+	r.eventually("it is tried again and again", func() bool { return tries.Load() > since+8 })
+	if n := len(r.parked(outbox.Selection{Limit: keys})); n > 500 {
 		t.Errorf("%d messages are parked", n)
 	}
-	if b := r.status().Backlog; b < keys {
-		t.Errorf("the backlog is %d", b)
+	s := r.status()
+	if s.DeadLetters > 500 || s.Backlog+s.DeadLetters < keys {
+		t.Errorf("the status is %+v", s)
 	}
+	back.Store(true)
+	r.await(p, keys-int(s.DeadLetters))
+	r.eventually("the trouble is over", func() bool { return r.status().Reason == "" && r.status().Backlog == 0 })
+}
+
+func TestAMessageThatBringsItsDestinationDownHoldsUpOnlyItsKey(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := &memory.Publisher{Sizes: outbox.Limits{Batch: 1, Parallel: 4}, Fault: func(_ context.Context, m *outbox.Message) error {
+		if m.Key == "key-7" {
+			return &outbox.Error{Kind: outbox.Unavailable, Reason: outbox.ReasonConnectionFailed, Open: true, Err: errors.New("502 Bad Gateway")}
+		}
+		return nil
+	}}
+	r.relay(outbox.Options{Shards: 1}, to(p))
+	r.flood(20, 3)
+	r.await(p, 19*3)
+	for n := range 20 { // there is something else to take in between
+		r.commit(r.message("more-" + strconv.Itoa(n)))
+	}
+	r.await(p, 19*3+20)
+	r.eventually("it is parked", func() bool { return len(r.parked(outbox.Selection{})) == 3 })
 }
 
 func TestANewSinkGetsWhatIsCommittedFromNowOn(t *testing.T) {

@@ -118,7 +118,9 @@ func (r *rig) flood(keys, each int) {
 // relay runs a relay until the test ends, or the function it returns is called.
 func (r *rig) relay(o outbox.Options, sinks ...outbox.Sink) (*outbox.Relay, func()) {
 	r.t.Helper()
-	o.Pool = r.pool
+	if o.Pool == nil {
+		o.Pool = r.pool
+	}
 	o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	relay, err := outbox.NewRelay(o)
 	if err != nil {

@@ -86,17 +86,20 @@ func statuses(ctx context.Context, pool *pgxpool.Pool, id *string) ([]Status, er
 	return all, nil
 }
 
-// Forget drops what is kept of a sink that is gone for good: how far it has read, and what is parked for it. A sink that somebody publishes to is not forgotten.
-func Forget(ctx context.Context, pool *pgxpool.Pool, id string) error {
-	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+// Forget drops what is kept of a sink that is gone for good: how far it has read, and what is parked for it. A sink that somebody publishes to is not forgotten, which it reports.
+func Forget(ctx context.Context, pool *pgxpool.Pool, id string) (forgotten bool, err error) {
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM outbox_readers WHERE sink = $1 AND NOT EXISTS (SELECT FROM outbox_readers WHERE sink = $1 AND lease_until > now())`, id); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `DELETE FROM outbox_parked WHERE sink = $1 AND NOT EXISTS (SELECT FROM outbox_readers WHERE sink = $1)`, id)
+		if err := tx.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM outbox_readers WHERE sink = $1)`, id).Scan(&forgotten); err != nil || !forgotten {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DELETE FROM outbox_parked WHERE sink = $1`, id)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("forgetting sink %s: %w", id, err)
+		return false, fmt.Errorf("forgetting sink %s: %w", id, err)
 	}
-	return nil
+	return forgotten, nil
 }

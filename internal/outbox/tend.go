@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,7 +42,9 @@ func (s *shard) tendOnce(ctx, hard context.Context) (next time.Time, err error) 
 	if s.reload.Swap(false) { // a person has retried or dropped some
 		keys, err := loadParked(ctx, s.pool, &s.reader)
 		if err == nil {
-			err = s.lookUp(ctx, append(keys, s.parking.idle()...))
+			keys = append(keys, s.parking.idle()...) // some of which are in both
+			slices.Sort(keys)
+			err = s.lookUp(ctx, slices.Compact(keys))
 		}
 		if err != nil {
 			s.reload.Store(true)
@@ -49,7 +52,11 @@ func (s *shard) tendOnce(ctx, hard context.Context) (next time.Time, err error) 
 		}
 	}
 	for ctx.Err() == nil {
-		ready, unknown, next := s.parking.due(time.Now(), s.limits.Batch*s.limits.Parallel)
+		limit := s.limits.Batch * s.limits.Parallel
+		if s.refusesAll() {
+			limit = 1
+		}
+		ready, unknown, next := s.parking.due(time.Now(), limit)
 		if len(ready)+len(unknown) == 0 {
 			return next, nil
 		}
@@ -63,6 +70,9 @@ func (s *shard) tendOnce(ctx, hard context.Context) (next time.Time, err error) 
 		if err := s.tryAgain(ctx, hard, ready); err != nil {
 			s.parking.later(ready, time.Now().Add(maxPoll))
 			return next, err
+		}
+		if s.refusesAll() {
+			return time.Now().Add(maxUnavailable), nil
 		}
 	}
 	return next, nil
@@ -92,18 +102,16 @@ func (s *shard) tryAgain(ctx, hard context.Context, keys []string) error {
 		return err
 	}
 	errs := s.publishAll(hard, all)
-	var away *Error
+	published := succeeded(errs)
+	s.went(published)
+	failures, away := s.failures(all, errs)
 	err = pgx.BeginFunc(hard, s.pool, func(tx pgx.Tx) error {
-		published := 0
 		for i := range all {
-			failure := asError(errs[i])
-			switch {
+			var err error
+			switch failure := failures[i]; {
 			case failure == nil:
-				published++
 				err = s.delivered(hard, tx, &all[i], heads[i])
-			case failure.Kind == Unavailable:
-				away = failure
-			default:
+			case failure.Kind != Unavailable:
 				err = s.failedAgain(hard, tx, &all[i], heads[i], failure)
 			}
 			if err != nil {
@@ -112,12 +120,34 @@ func (s *shard) tryAgain(ctx, hard context.Context, keys []string) error {
 		}
 		return s.reader.count(hard, tx, published)
 	})
-	if err != nil || away == nil {
-		return errors.Join(err, s.lookUp(ctx, keys))
+	switch {
+	case err == nil && away != nil:
+		s.tellTrouble(ctx, away)
+		s.parking.later(keys, time.Now().Add(max(minUnavailable*5, min(away.RetryAfter, maxAsked))))
+		return nil
+	case err == nil && published > 0:
+		s.tellTrouble(ctx, nil)
 	}
-	s.tellTrouble(ctx, away)
-	s.parking.later(keys, time.Now().Add(max(minUnavailable*5, min(away.RetryAfter, maxAsked))))
-	return nil
+	return errors.Join(err, s.lookUp(ctx, keys))
+}
+
+// failures says whose fault it is that some parked messages were not taken. away is one that is the sink's, where there is any.
+func (s *shard) failures(all []Message, errs []error) (failures []*Error, away *Error) {
+	failures = make([]*Error, len(all))
+	for i := range all {
+		key := all[i].Key
+		before := s.refused[key]
+		failures[i] = s.judge(asError(errs[i]), &before)
+		if failures[i] == nil || before == 0 {
+			delete(s.refused, key)
+		} else {
+			s.refused[key] = before
+		}
+		if failures[i] != nil && failures[i].Kind == Unavailable {
+			away = failures[i]
+		}
+	}
+	return failures, away
 }
 
 // publishAll publishes messages of different keys in as large pieces as the publisher likes.
@@ -131,10 +161,10 @@ func (s *shard) publishAll(hard context.Context, all []Message) []error {
 		p := piece{from, min(from+s.limits.Batch, len(all))}
 		pieces++
 		go func() {
+			defer func() { done <- p }()
 			room <- struct{}{}
+			defer func() { <-room }()
 			copy(errs[p.from:p.to], s.publish(hard, all[p.from:p.to]))
-			<-room
-			done <- p
 		}()
 	}
 	for range pieces {
@@ -156,7 +186,7 @@ func (s *shard) failedAgain(ctx context.Context, tx pgx.Tx, m *Message, h head, 
 	dead := failure.Kind == Rejected || attempts >= s.sink.Retry.MaxAttempts
 	s.metrics.failed(s.sink.Name, dead)
 	if dead {
-		s.log.Error("a message is a dead letter; `manager outbox retry` or `drop` sends its key on", "message", m.ID, "type", m.Type, "key", m.Key, "attempts", attempts, "error", failure)
+		s.died(m, attempts, failure)
 	}
 	_, err := tx.Exec(ctx, `UPDATE outbox_parked SET attempts = $5, due_at = now() + $6::interval, dead = $7, reason = $8, error = $9
 		WHERE sink = $1 AND shard = $2 AND key = $3 AND sequence = $4`,

@@ -91,7 +91,8 @@ func drainRate(ctx context.Context, pool *pgxpool.Pool, n int, to outbox.Publish
 	if err != nil {
 		return 0, fmt.Errorf("waiting for %d messages: %w", n, err)
 	}
-	return float64(n) / took.Seconds(), outbox.Forget(ctx, pool, id)
+	_, err = outbox.Forget(ctx, pool, id)
+	return float64(n) / took.Seconds(), err
 }
 
 // relayLatency commits one message at a time and waits until the sink has it.

@@ -46,7 +46,9 @@ func (r *relay) Statuses(ctx context.Context) ([]outbox.Status, error) {
 }
 
 // Forget implements controllers.Relay.
-func (r *relay) Forget(ctx context.Context, id string) error { return outbox.Forget(ctx, r.pool, id) }
+func (r *relay) Forget(ctx context.Context, id string) (bool, error) {
+	return outbox.Forget(ctx, r.pool, id)
+}
 
 // wireSinks has the relay publish to what Sinks and ClusterSinks say, within the egress policy.
 func wireSinks(c Config, log *slog.Logger, mgr manager.Manager, r *relay, policy *egress.Policy) error {

@@ -73,8 +73,9 @@ LEFT JOIN (SELECT ` + messageColumns + ` FROM read_outbox($1, $2::text[]::xid8[]
 const messageColumns = `position, message_id, type, key, destination, data, metadata, recorded_at`
 
 // ReadOutbox returns the next page of the outbox that a reader with checkpoint from has not had yet, as ReadAll does of the events: the messages of a key come in the
-// order in which they were committed. Shards read side by side, each with a checkpoint of its own; a key is always in the same one.
-func ReadOutbox(ctx context.Context, q Querier, from eventstore.Checkpoint, shard, shards, limit int) (MessagePage, error) {
+// order in which they were committed. Shards read side by side, each with a checkpoint of its own; a key is always in the same one. A page ends with limit messages, or with the one
+// that makes it as many bytes, whichever comes first.
+func ReadOutbox(ctx context.Context, q Querier, from eventstore.Checkpoint, shard, shards, limit, bytes int) (MessagePage, error) {
 	w := newWindow(from, max(limit, 1))
 	untilEpoch, until := w.until()
 	rows, err := q.Query(ctx, outboxSQL, from.Done.Epoch, running(from.Done), strconv.FormatUint(max(from.Done.Max, 1), 10), from.Floor, from.Position, w.bound, w.limit,
@@ -83,13 +84,21 @@ func ReadOutbox(ctx context.Context, q Querier, from eventstore.Checkpoint, shar
 		return MessagePage{}, Classified(fmt.Errorf("reading the outbox: %w", err))
 	}
 	defer rows.Close()
-	for rows.Next() {
+	size := 0
+	for size < bytes && rows.Next() {
 		if err := w.scanMessage(rows); err != nil {
 			return MessagePage{}, Classified(fmt.Errorf("reading the outbox: %w", err))
 		}
+		if n := len(w.messages); n > 0 {
+			size += len(w.messages[n-1].Data) + len(w.scratch)
+		}
 	}
+	rows.Close() // the rest is read over
 	if err := rows.Err(); err != nil {
 		return MessagePage{}, Classified(fmt.Errorf("reading the outbox: %w", err))
+	}
+	if size >= bytes {
+		w.limit = len(w.messages) // as if no more had been asked for
 	}
 	c, next, more, _, err := w.settle(len(w.messages), func(i int) int64 { return w.messages[i].Position })
 	if err != nil {
