@@ -51,7 +51,7 @@ func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answe
 	}
 	namespace, name, _ := strings.Cut(sink, "/")
 	if row.Namespace != namespace {
-		return fmt.Errorf("%w: saga %s is not in namespace %s", errNoAnswer, answer.UID, namespace)
+		return fmt.Errorf("%w: saga %s is not in namespace %s; a queue that sinks of several namespaces share gives each only some of what arrives, so each needs one of its own", errNoAnswer, answer.UID, namespace)
 	}
 	var state saga.State
 	if err := json.Unmarshal(row.State, &state); err != nil {

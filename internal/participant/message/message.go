@@ -16,8 +16,9 @@
 //
 //	the broker has taken it                     Succeeded, or accepted where an answer is asked for
 //	it cannot be reached, refuses who we are,
-//	or there is no such sink (yet)              Retryable
-//	a definite no to this message               Rejected
+//	or there is no such sink (yet)              Retryable, where it is sure that nothing was taken
+//	a definite no to this message, or an answer
+//	is asked for and the sink has no replies    Rejected
 //	anything else                               Unknown
 //
 // # Answers
@@ -154,6 +155,12 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 			Message: fmt.Sprintf("there is no sink %q in namespace %s, or it is not ready: see `kubectl get sinks`", s.sink, call.Saga.Namespace),
 		}
 	}
+	if s.replyWithin > 0 && to.Replies == "" {
+		return participant.Result{
+			Kind: saga.Rejected, Reason: "InvalidMessage",
+			Message: fmt.Sprintf("reply: sink %q listens nowhere, so no answer could come: name the address in its spec.replies, or leave reply out", s.sink),
+		}
+	}
 	return result(to.Publisher.Publish(ctx, []outbox.Message{m}), &s)
 }
 
@@ -196,7 +203,9 @@ func result(errs []error, s *settings) participant.Result {
 	r := participant.Result{Kind: saga.Unknown, Reason: failed.Reason, RetryAfter: failed.RetryAfter, Message: fmt.Sprintf("publishing to sink %s: %v", s.sink, failed)}
 	switch failed.Kind {
 	case outbox.Unavailable:
-		r.Kind = saga.Retryable
+		if !failed.Open {
+			r.Kind = saga.Retryable
+		}
 	case outbox.Rejected:
 		r.Kind, r.Unasked = saga.Rejected, true // a broker does not know what became of earlier attempts
 	case outbox.Failed:

@@ -20,12 +20,15 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// sinks are found by their names.
+// sinks are found by their names. They listen at answers, those called deaf at nothing.
 type sinks map[string]outbox.Publisher
 
 func (s sinks) Sink(name string) (outbox.Sink, bool) {
 	p, ok := s[name]
-	return outbox.Sink{Name: name, Publisher: p}, ok
+	if name == "shop/deaf" {
+		return outbox.Sink{Name: name, Publisher: p}, ok
+	}
+	return outbox.Sink{Name: name, Publisher: p, Replies: "answers"}, ok
 }
 
 const uid = "019391c5-0000-7000-8000-000000000001"
@@ -79,6 +82,22 @@ func TestAMessageThatAsksForAnAnswerIsAccepted(t *testing.T) {
 	}
 }
 
+func TestAnAnswerThatNoSinkCouldHearIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	broker := &memory.Publisher{}
+	p := New(sinks{"shop/deaf": broker}, source)
+	r := p.Do(t.Context(), call(settingsOf(t, `{"sink":"deaf","type":"t","reply":{"timeout":"10m"}}`)))
+	if r.Kind != saga.Rejected || r.Accepted || !strings.HasPrefix(r.Message, "reply: ") || !strings.Contains(r.Message, "spec.replies") {
+		t.Errorf("%+v", r)
+	}
+	if n := len(broker.Taken()); n != 0 {
+		t.Errorf("%d messages were published", n)
+	}
+	if r := p.Do(t.Context(), call(settingsOf(t, `{"sink":"deaf","type":"t"}`))); r.Kind != saga.Succeeded {
+		t.Errorf("without an answer: %+v", r)
+	}
+}
+
 func TestWhatPublishingComesTo(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -87,6 +106,7 @@ func TestWhatPublishingComesTo(t *testing.T) {
 	}{
 		{nil, saga.Succeeded},
 		{outbox.Errorf(outbox.Unavailable, outbox.ReasonConnectionFailed, "nobody there"), saga.Retryable},
+		{&outbox.Error{Kind: outbox.Unavailable, Reason: outbox.ReasonTimeout, Open: true, Err: errors.New("504 Gateway Timeout")}, saga.Unknown},
 		{outbox.Errorf(outbox.Rejected, outbox.ReasonTooLarge, "too large"), saga.Rejected},
 		{outbox.Errorf(outbox.Failed, outbox.ReasonTimeout, "no word"), saga.Unknown},
 		{errors.New("something else"), saga.Unknown},
@@ -275,7 +295,7 @@ func TestAnAnswerThatIsNoJSONIsKeptAsText(t *testing.T) {
 func TestAnAnswerThatCannotBeKeptComesAgain(t *testing.T) {
 	t.Parallel()
 	a := fixture(t)
-	for _, err := range []error{eventstore.ErrUnavailable, errors.New("permission denied for table saga_answers")} {
+	for _, err := range []error{eventstore.ErrUnavailable, errors.New("permission denied for table saga_answers"), context.Canceled} {
 		broken := &Answers{Store: away{a.Store, err}, Logger: a.Logger}
 		if got := broken.Handle(t.Context(), "shop/events", incoming(nil, `{}`)); !errors.Is(got, err) {
 			t.Errorf("the error is %v", got)

@@ -150,6 +150,21 @@ func TestNoAnswerInTimeLeavesTheMessageOpen(t *testing.T) {
 	}
 }
 
+func TestAConnectionThatDoesNotComeAboutInTimeCostsNoAttempt(t *testing.T) {
+	t.Parallel()
+	c := http.Config{URL: "http://blackhole.test/"}
+	c.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // the relay's is as long as the publisher's own, and began before
+	defer cancel()
+	err := publisher(t, c).Publish(ctx, []outbox.Message{message()})[0]
+	if e, ok := errors.AsType[*outbox.Error](err); !ok || e.Kind != outbox.Unavailable || e.Reason != outbox.ReasonTimeout || e.Open {
+		t.Errorf("%+v", err)
+	}
+}
+
 func TestMessagesOfOneCallGoAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	const n = 8

@@ -1,8 +1,8 @@
 // Package http publishes to whatever takes CloudEvents over HTTP: one POST for each message.
 //
 //	2xx                                             taken
-//	401, 403; 404; 429, 503; a connection that
-//	never came about                                the sink is not available, whatever the message
+//	401, 403; 404; 429, 502, 503, 504; a connection
+//	that never came about                           the sink is not available, whatever the message
 //	413; other 4xx; 3xx, because redirects are
 //	not followed                                    a definite no to this message
 //	408, 425, other 5xx; a time-out or a broken
@@ -214,7 +214,7 @@ func (p *Publisher) send(req *nethttp.Request) (answer, *outbox.Error) {
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	resp, err := p.transport.RoundTrip(req.WithContext(ctx))
 	switch {
-	case err != nil && !connected.Load() && req.Context().Err() == nil:
+	case err != nil && !connected.Load(): // nothing was sent, whatever ended the attempt
 		return answer{}, sink.Unreachable(p.where, err)
 	case err != nil:
 		return answer{}, outbox.Errorf(outbox.Failed, reasonOf(err), "publishing to %s: no answer came: %w", p.where, err)
@@ -259,6 +259,10 @@ func (p *Publisher) judge(a answer) *outbox.Error {
 		return fault(outbox.Unavailable, outbox.ReasonNotFound)
 	case a.status == nethttp.StatusTooManyRequests, a.status == nethttp.StatusServiceUnavailable:
 		return fault(outbox.Unavailable, outbox.ReasonBusy)
+	case a.status == nethttp.StatusBadGateway: // of those who stand before the service, who say so of all messages while it is away
+		return open(fault(outbox.Unavailable, outbox.ReasonConnectionFailed))
+	case a.status == nethttp.StatusGatewayTimeout:
+		return open(fault(outbox.Unavailable, outbox.ReasonTimeout))
 	case a.status == nethttp.StatusRequestEntityTooLarge:
 		return fault(outbox.Rejected, outbox.ReasonTooLarge)
 	case a.status == nethttp.StatusRequestTimeout, a.status == nethttp.StatusTooEarly, a.status >= 500, a.status < 200:
@@ -266,6 +270,12 @@ func (p *Publisher) judge(a answer) *outbox.Error {
 	default:
 		return fault(outbox.Rejected, outbox.ReasonRefused)
 	}
+}
+
+// open says of a failure that the message may have been taken.
+func open(e *outbox.Error) *outbox.Error {
+	e.Open = true
+	return e
 }
 
 // retryAfter reads a pause in seconds or until a date.

@@ -155,7 +155,7 @@ func TestWhatAStatusMeans(t *testing.T) {
 		401: {Kind: outbox.Unavailable, Reason: outbox.ReasonUnauthorized}, 403: {Kind: outbox.Unavailable, Reason: outbox.ReasonUnauthorized},
 		404: {Kind: outbox.Unavailable, Reason: outbox.ReasonNotFound}, 408: {Kind: outbox.Failed, Reason: outbox.ReasonRefused}, 413: {Kind: outbox.Rejected, Reason: outbox.ReasonTooLarge},
 		425: {Kind: outbox.Failed, Reason: outbox.ReasonRefused}, 429: {Kind: outbox.Unavailable, Reason: outbox.ReasonBusy}, 500: {Kind: outbox.Failed, Reason: outbox.ReasonRefused},
-		502: {Kind: outbox.Failed, Reason: outbox.ReasonRefused}, 503: {Kind: outbox.Unavailable, Reason: outbox.ReasonBusy},
+		502: {Kind: outbox.Unavailable, Reason: outbox.ReasonConnectionFailed, Open: true}, 504: {Kind: outbox.Unavailable, Reason: outbox.ReasonTimeout, Open: true}, 503: {Kind: outbox.Unavailable, Reason: outbox.ReasonBusy},
 	} {
 		err := publish(t, func(w nethttp.ResponseWriter, _ *nethttp.Request) {
 			w.Header().Set("Retry-After", "7")
@@ -164,7 +164,7 @@ func TestWhatAStatusMeans(t *testing.T) {
 			fmt.Fprint(w, "because of that")
 		})
 		e, ok := errors.AsType[*outbox.Error](err)
-		if !ok || e.Kind != want.Kind || e.Reason != want.Reason || e.RetryAfter != 7*time.Second || !strings.Contains(e.Error(), "because of that") {
+		if !ok || e.Kind != want.Kind || e.Reason != want.Reason || e.Open != want.Open || e.RetryAfter != 7*time.Second || !strings.Contains(e.Error(), "because of that") {
 			t.Errorf("%d: %+v", status, err)
 		}
 	}
