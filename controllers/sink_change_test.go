@@ -84,7 +84,7 @@ func TestASecretGoesToNoOtherHostThanThoseItLists(t *testing.T) {
 		Annotations: map[string]string{v1.SecretHostsAnnotation: " Kafka.example.com., *.brokers.example.com,[2001:db8::1], *, *., 10.0.0.1"},
 	}})}}
 	errConnected := errors.New("connected")
-	dial := all.guarded(v1.SinkKafka, func(context.Context, string, string) (net.Conn, error) { return nil, errConnected })
+	dial := all.guarded(func(context.Context, string, string) (net.Conn, error) { return nil, errConnected })
 	for address, want := range map[string]bool{
 		"kafka.example.com:9092": true, "KAFKA.example.com.:9092": true, "a.brokers.example.com:1": true, "a.b.brokers.example.com:1": true, "[2001:db8::1]:9092": true,
 		"10.0.0.1:1": true, "brokers.example.com:1": false, ".brokers.example.com:1": false, "evilbrokers.example.com:1": false, "example.com:1": false,
@@ -119,6 +119,24 @@ type listener struct{ outbox.Publisher }
 
 func (listener) Listen(context.Context, string, string, func(context.Context, outbox.Incoming) error) error {
 	return fmt.Errorf("the password %s is wrong: %w", canary, errAway)
+}
+
+func TestWhatHappensBeforeASinkCanStartWaitsForIt(t *testing.T) {
+	t.Parallel()
+	r := newSinkRig(t)
+	good := newReceiver(t, "")
+	r.start()
+	for name, c := range map[string]struct{ spec, reason string }{
+		"suspended": {`{suspend: true, http: {url: "%s"}}`, v1.SinkReasonSuspended},
+		"no-secret": {`{http: {url: "%s"}, credentials: {secretRef: {name: later}}}`, v1.SinkReasonSecretNotFound},
+		"invalid":   {`{http: {url: "%s"}, sagaSelector: {matchExpressions: [{key: a, operator: Near}]}}`, v1.SinkReasonInvalid},
+	} {
+		o := r.sink(name, fmt.Sprintf(c.spec, good.url))
+		r.waitReady(name, metav1.ConditionFalse, c.reason)
+		if _, set := r.relay.get(string(o.UID)); set || !r.relay.hasBegun(string(o.UID)) {
+			t.Errorf("%s: published to: %t, known to the outbox: %t", name, set, r.relay.hasBegun(string(o.UID)))
+		}
+	}
 }
 
 func TestASuspendedSinkIsNotPublishedToUntilItGoesOn(t *testing.T) {
@@ -177,6 +195,24 @@ func TestWhatIsKeptOfASinkGoesOnlyWhenTheSinkIsReallyGone(t *testing.T) {
 	}
 	if _, ok := r.relay.get(string(other.UID)); ok {
 		t.Error("a sink of a namespace that is not watched is published to")
+	}
+}
+
+func TestASinkThatSomebodyStillPublishesToIsNotSaidToBeForgotten(t *testing.T) {
+	t.Parallel()
+	r := newSinkRig(t)
+	s := r.reconciler()
+	s.Client, s.Live, s.Elected = r.kube, r.kube, make(chan struct{})
+	s.setDefaults(nil)
+	gone := uuid.NewString()
+	r.relay.stands(outbox.Status{ID: gone, Name: "gone"})
+	r.relay.setBusy(true)
+	if err := s.forget(t.Context()); err != nil || strings.Contains(r.log.String(), "forgot") {
+		t.Errorf("error %v, the log is %s", err, r.log.String())
+	}
+	r.relay.setBusy(false)
+	if err := s.forget(t.Context()); err != nil || !r.relay.wasForgotten(gone) || !strings.Contains(r.log.String(), "forgot") {
+		t.Errorf("error %v, forgotten: %t, the log is %s", err, r.relay.wasForgotten(gone), r.log.String())
 	}
 }
 

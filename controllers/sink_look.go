@@ -20,6 +20,8 @@ type sinkEntry struct {
 	generation int64
 	lookAt     time.Time
 	kind       v1.SinkKind
+	// begun says that the outbox knows of the sink, so that what is committed waits for it.
+	begun bool
 	// problem is why nothing is published; nil where something is.
 	problem *sinkProblem
 	// publisher is the one that the relay has, and made names what it was made from: the generation, and the versions of the Secrets.
@@ -27,7 +29,7 @@ type sinkEntry struct {
 	made      string
 
 	// failure is what the last check came to, nil when all was well; checkAt is when the next one is due, after a pause; publishedThen is how many messages had been published
-	// at the last failure.
+	// when it began to fail so. More of them show that the destination takes messages, whatever it says to a check.
 	failure       *sinkProblem
 	checkAt       time.Time
 	pause         time.Duration
@@ -59,9 +61,13 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 	if e.generation == s.GetGeneration() && (e.lookAt.IsZero() || now.Before(e.lookAt)) {
 		return nil
 	}
-	p, problem, err := r.plan(ctx, s)
-	if err != nil {
-		return fmt.Errorf("looking at sink %s: %w", s.title, err)
+	problem := r.begin(ctx, s, e)
+	var p *sinkPlan
+	if problem == nil {
+		var err error
+		if p, problem, err = r.plan(ctx, s); err != nil {
+			return fmt.Errorf("looking at sink %s: %w", s.title, err)
+		}
 	}
 	e.kind, e.lookAt = kindOf(s.spec), time.Time{}
 	switch {
@@ -83,6 +89,26 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 	}
 	e.problem, e.generation = problem, s.GetGeneration()
 	return nil
+}
+
+// begin makes the sink's place in the outbox when it is first seen, whatever else is wrong with it: what happens from its creation on waits for it.
+func (r *SinkReconciler) begin(ctx context.Context, s *sinkObject, e *sinkEntry) *sinkProblem {
+	if e.begun {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
+	defer cancel()
+	if err := r.Relay.Begin(ctx, s.id(), s.title); err != nil {
+		return r.outboxAway(s.title, err)
+	}
+	e.begun = true
+	return nil
+}
+
+// outboxAway is what is wrong with a sink whose place in the outbox cannot be had.
+func (r *SinkReconciler) outboxAway(title string, err error) *sinkProblem {
+	r.Logger.Warn("a sink could not be added; it is tried again", "sink", title, "error", err)
+	return &sinkProblem{v1.SinkReasonOutboxUnavailable, "The operator's database does not answer; it is tried again. If this stays, look at the operator's log."}
 }
 
 // sinkPlan is how a sink is to be published to.
@@ -111,8 +137,8 @@ func (r *SinkReconciler) plan(ctx context.Context, s *sinkObject) (*sinkPlan, *s
 	}
 	p := &sinkPlan{
 		dest: dest, secrets: all.hidden, dependent: all.versions != "", made: fmt.Sprintf("%d %s", s.GetGeneration(), all.versions),
-		sink: outbox.Sink{ID: s.id(), Name: s.title, Wants: wants, Retry: retryOf(s.spec.Retry), Timeout: timeoutOf(s.spec), Replies: s.spec.Replies},
-		conn: sink.Connection{Dial: all.guarded(dest.kind, r.Dial), Credentials: all.credentials, Timeout: timeoutOf(s.spec), Mode: outbox.Mode(s.spec.Mode)},
+		sink: outbox.Sink{ID: s.id(), Name: s.title, Wants: wants, Prepare: r.prepare(s), Retry: retryOf(s.spec.Retry), Timeout: timeoutOf(s.spec), Replies: s.spec.Replies},
+		conn: sink.Connection{Dial: all.guarded(r.Dial), Credentials: all.credentials, Timeout: timeoutOf(s.spec), Mode: outbox.Mode(s.spec.Mode)},
 	}
 	if p.conn.Mode == "" {
 		p.conn.Mode = outbox.Binary
@@ -156,8 +182,7 @@ func (r *SinkReconciler) start(ctx context.Context, e *sinkEntry, p *sinkPlan) *
 	defer cancel()
 	if err := r.Relay.Set(ctx, p.sink); err != nil {
 		_ = p.sink.Publisher.Close() // it has not connected yet
-		r.Logger.Warn("a sink could not be added; it is tried again", "sink", p.sink.Name, "error", err)
-		return &sinkProblem{v1.SinkReasonOutboxUnavailable, "The operator's database does not answer; it is tried again. If this stays, look at the operator's log."}
+		return r.outboxAway(p.sink.Name, err)
 	}
 	e.publisher, e.made = p.sink.Publisher, p.made
 	e.failure, e.pause, e.checkAt = nil, 0, time.Time{}
@@ -169,9 +194,7 @@ func (r *SinkReconciler) check(ctx context.Context, s *sinkObject, e *sinkEntry)
 	if e.publisher == nil {
 		return
 	}
-	standing, _ := r.standing(e.id)
-	back := e.failure != nil && standing.Published > e.publishedThen
-	if r.Clock().Before(e.checkAt) && !back {
+	if r.Clock().Before(e.checkAt) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(timeoutOf(s.spec), maxCheckTimeout))
@@ -188,8 +211,17 @@ func (r *SinkReconciler) check(ctx context.Context, s *sinkObject, e *sinkEntry)
 	if e.failure == nil || e.failure.reason != failure.reason {
 		r.Logger.Info("a sink is not ready; what is for it waits", "sink", s.title, "reason", failure.reason, "message", failure.message)
 	}
+	if standing, _ := r.standing(e.id); e.failure == nil || e.failure.reason != failure.reason || unanswered[failure.reason] {
+		e.publishedThen = standing.Published
+	}
 	e.pause = min(max(2*e.pause, r.pace.firstCheck), r.pace.recheck)
-	e.failure, e.checkAt, e.publishedThen = failure, r.Clock().Add(e.pause), standing.Published
+	e.failure, e.checkAt = failure, r.Clock().Add(e.pause)
+}
+
+// unanswered are the reasons for which nothing was heard of a destination: what it took before says nothing of today. Where it answered, and takes messages all the same, it only
+// answers checks so.
+var unanswered = map[string]bool{
+	outbox.ReasonConnectionFailed: true, outbox.ReasonEgressDenied: true, outbox.ReasonTLSFailed: true, outbox.ReasonTimeout: true, v1.SinkReasonSecretNotForHost: true,
 }
 
 // sinkAdvice is what to do about a reason.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -226,6 +227,34 @@ func TestWhatPublishingMeetsIsShown(t *testing.T) {
 	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonUnauthorized)
 	r.relay.stands(outbox.Status{ID: string(o.UID), Published: 2})
 	r.waitReady("s", metav1.ConditionTrue, "Ready")
+}
+
+// TestADestinationThatTakesMessagesIsReadyWhateverItSaysToACheck has one that lets nobody ask what may be done there.
+func TestADestinationThatTakesMessagesIsReadyWhateverItSaysToACheck(t *testing.T) {
+	t.Parallel()
+	r := newSinkRig(t)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodOptions {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	t.Cleanup(server.Close)
+	r.start()
+	o := r.sink("s", fmt.Sprintf(`{http: {url: "%s"}}`, server.URL))
+	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonUnauthorized) // which is all that is known of it
+	p, _ := r.waitSet(o, nil).Publisher.(*countingPublisher)
+	r.relay.stands(outbox.Status{ID: string(o.UID), Published: 1})
+	r.waitReady("s", metav1.ConditionTrue, "Ready")
+	since, _ := p.counts()
+	r.eventually(func() error {
+		if now, _ := p.counts(); now < since+3 {
+			return fmt.Errorf("it was checked %d times since", now-since)
+		}
+		return nil
+	})
+	r.waitReady("s", metav1.ConditionTrue, "Ready")
+	r.relay.stands(outbox.Status{ID: string(o.UID), Published: 2, Backlog: 1, Trouble: "401 Unauthorized", Reason: outbox.ReasonUnauthorized})
+	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonUnauthorized)
 }
 
 func TestADatabaseThatIsAwayIsSaidAndWaitedFor(t *testing.T) {

@@ -183,10 +183,9 @@ func canonicalHost(h string) string {
 // dialer makes connections.
 type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// guarded is a way to connect that goes to the hosts which the Secrets are for, and to no other: Kafka's brokers name one another, whatever the spec names. The library of NATS
-// resolves names before it asks for a connection, so that there is no name to judge; it goes to the servers of the spec alone, which were judged before.
-func (all *sinkSecrets) guarded(kind v1.SinkKind, dial dialer) dialer {
-	if len(all.lists) == 0 || kind == v1.SinkNATS {
+// guarded is a way to connect that goes to the hosts which the Secrets are for, and to no other: Kafka's brokers name one another, whatever the spec names.
+func (all *sinkSecrets) guarded(dial dialer) dialer {
+	if len(all.lists) == 0 {
 		return dial
 	}
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -284,7 +283,7 @@ func (all hidden) redactError(err error) error {
 	}
 	var known *outbox.Error
 	if errors.As(err, &known) {
-		return &outbox.Error{Kind: known.Kind, Reason: known.Reason, RetryAfter: known.RetryAfter, Err: &redactedError{all.redact(err.Error()), err}}
+		return &outbox.Error{Kind: known.Kind, Reason: known.Reason, RetryAfter: known.RetryAfter, Open: known.Open, Err: &redactedError{all.redact(err.Error()), err}}
 	}
 	return &redactedError{all.redact(err.Error()), err}
 }

@@ -71,12 +71,12 @@ func (r *SinkReconciler) statusOf(e *sinkEntry, previous *v1.SinkStatus) *v1.Sin
 	return next
 }
 
-// trouble is why a sink is not ready: for itself, for what the last check came to, or for what whoever publishes to it has met.
+// trouble is why a sink is not ready: for itself, for what the last check came to, unless messages went through all the same, or for what whoever publishes to it has met.
 func (e *sinkEntry) trouble(standing outbox.Status) *sinkProblem {
 	switch {
 	case e.problem != nil:
 		return e.problem
-	case e.failure != nil:
+	case e.failure != nil && (standing.Published <= e.publishedThen || standing.Trouble != ""):
 		return e.failure
 	case standing.Trouble != "" && standing.Backlog > 0:
 		reason := standing.Reason

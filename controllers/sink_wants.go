@@ -7,9 +7,11 @@ import (
 	"strings"
 	"sync"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubelabels "k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -74,14 +76,49 @@ func matches(pattern, typ string) bool {
 	return strings.HasSuffix(rest, parts[last])
 }
 
-// namespaceLabels are the labels of all namespaces. Those of one that is gone stay as they were: its last messages are published after that.
-type namespaceLabels struct {
-	mu   sync.RWMutex
-	all  map[string]kubelabels.Set
-	gone []string
+// prepare returns what learns the labels of the namespaces of messages that a sink chooses by them; nil where it does not. The watch may be behind, so what it has not shown is asked
+// for: no message is passed over because of a namespace that nobody here has heard of.
+func (r *SinkReconciler) prepare(s *sinkObject) func(context.Context, []outbox.Message) error {
+	if s.cluster == nil || s.cluster.NamespaceSelector == nil {
+		return nil
+	}
+	return func(ctx context.Context, all []outbox.Message) error {
+		asked := map[string]bool{"": true}
+		for i := range all {
+			name := all[i].Namespace
+			if asked[name] {
+				continue
+			}
+			asked[name] = true
+			if r.namespaces.knows(name) {
+				continue
+			}
+			ns := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}}
+			err := r.Live.Get(ctx, client.ObjectKey{Name: name}, ns)
+			switch {
+			case apierrors.IsNotFound(err):
+				r.namespaces.lose(name)
+			case err != nil:
+				return fmt.Errorf("reading the labels of namespace %s: %w", name, err)
+			default:
+				r.namespaces.learn(name, ns.Labels)
+			}
+		}
+		return nil
+	}
 }
 
-// maxGone is of how many namespaces that are gone the labels are kept.
+// namespaceLabels are the labels of all namespaces. Those of one that is gone stay as they were: its last messages are published after that. One that is gone and whose labels nobody
+// here has seen, because the operator was started later, is taken for one that matches: what is published once too often can be dropped, what is not is lost.
+type namespaceLabels struct {
+	mu  sync.RWMutex
+	all map[string]kubelabels.Set
+	// gone are those that are, in that order; lost those of them that nobody has seen.
+	gone []string
+	lost map[string]bool
+}
+
+// maxGone is how many namespaces that are gone are remembered.
 const maxGone = 10_000
 
 func (n *namespaceLabels) put(name string, l map[string]string) {
@@ -91,23 +128,58 @@ func (n *namespaceLabels) put(name string, l map[string]string) {
 		n.all = map[string]kubelabels.Set{}
 	}
 	n.all[name] = kubelabels.Set(l)
+	delete(n.lost, name)
 	n.gone = slices.DeleteFunc(n.gone, func(g string) bool { return g == name })
+}
+
+// learn is put for what was asked for: what the watch shows is newer.
+func (n *namespaceLabels) learn(name string, l map[string]string) {
+	if !n.knows(name) {
+		n.put(name, l)
+	}
 }
 
 func (n *namespaceLabels) end(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.remember(name)
+}
+
+// lose says that there is no namespace of a name, and that nothing is known of the one that there was.
+func (n *namespaceLabels) lose(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, known := n.all[name]; known || n.lost[name] {
+		return
+	}
+	if n.lost == nil {
+		n.lost = map[string]bool{}
+	}
+	n.lost[name] = true
+	n.remember(name)
+}
+
+// remember adds to those that are gone, and drops the longest gone.
+func (n *namespaceLabels) remember(name string) {
 	if n.gone = append(n.gone, name); len(n.gone) > maxGone {
 		delete(n.all, n.gone[0])
+		delete(n.lost, n.gone[0])
 		n.gone = n.gone[1:]
 	}
+}
+
+func (n *namespaceLabels) knows(name string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	_, known := n.all[name]
+	return known || n.lost[name]
 }
 
 func (n *namespaceLabels) match(name string, s kubelabels.Selector) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	l, known := n.all[name]
-	return known && s.Matches(l)
+	return n.lost[name] || known && s.Matches(l)
 }
 
 // namespaceSource keeps the labels of namespaces as they are. It queues nothing: they are asked for with each message. The controller starts when it has seen all.

@@ -1,12 +1,17 @@
 package controllers
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/outbox"
 )
@@ -75,6 +80,72 @@ func TestAClusterSinkTakesWhatItsNamespaceSelectorMatchesAtTheTime(t *testing.T)
 		}
 		return nil
 	})
+}
+
+// TestNoMessageIsPassedOverBecauseOfANamespaceThatTheWatchHasNotShown has no watch at all.
+func TestNoMessageIsPassedOverBecauseOfANamespaceThatTheWatchHasNotShown(t *testing.T) {
+	t.Parallel()
+	r := newSinkRig(t)
+	labelled, plain := r.namespace(map[string]string{"warehouse": "true"}), r.namespace(nil)
+	inner, err := client.NewWithWatch(apiServer(t), client.Options{Scheme: scheme(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := false
+	s := r.reconciler()
+	s.Client, s.Elected = r.kube, make(chan struct{})
+	s.Live = interceptor.NewClient(inner, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+		if away {
+			return errAway
+		}
+		return c.Get(ctx, key, o, opts...)
+	}})
+	s.setDefaults(nil)
+	sink, err := s.sinkOf(r.clusterSink(`{http: {url: "http://127.0.0.1"}, namespaceSelector: {matchLabels: {warehouse: "true"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants := func(namespace string) bool {
+		t.Helper()
+		m := message(namespace, completed, nil)
+		if err := sink.Prepare(t.Context(), []outbox.Message{*m, *m}); err != nil {
+			t.Fatalf("namespace %s: %v", namespace, err)
+		}
+		return sink.Wants(m)
+	}
+	away = true
+	if err := sink.Prepare(t.Context(), []outbox.Message{*message(labelled, completed, nil)}); !errors.Is(err, errAway) {
+		t.Errorf("while the API server is away: %v", err)
+	}
+	away = false
+	if !wants(labelled) || wants(plain) || wants("") {
+		t.Errorf("labelled %t, plain %t, none %t", wants(labelled), wants(plain), wants(""))
+	}
+	const gone = "gone-before-anybody-looked"
+	if !wants(gone) {
+		t.Error("the last messages of a namespace of which nothing is known are passed over")
+	}
+	s.namespaces.put(gone, nil) // it is made again, without the label
+	if wants(gone) {
+		t.Error("a namespace that does not match is taken")
+	}
+	s.namespaces.end(labelled)
+	away = true
+	if !wants(labelled) {
+		t.Error("the last messages of a namespace whose labels are known are passed over")
+	}
+}
+
+// sinkOf is what the relay is given for a ClusterSink.
+func (r *SinkReconciler) sinkOf(o *v1.ClusterSink) (outbox.Sink, error) {
+	p, problem, err := r.plan(context.Background(), &sinkObject{Object: o, title: o.Name, spec: &o.Spec.SinkSpec, cluster: &o.Spec, status: &o.Status})
+	if problem != nil {
+		err = errors.New(problem.message)
+	}
+	if err != nil {
+		return outbox.Sink{}, err
+	}
+	return p.sink, nil
 }
 
 func TestAClusterSinkWithoutASelectorTakesAllNamespaces(t *testing.T) {
