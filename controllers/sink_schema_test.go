@@ -67,6 +67,8 @@ func TestASinkThatCannotBeMeantIsRefused(t *testing.T) {
 		"bad-header-name":       {`{http: {url: "http://shop", headers: {"a b": x}}}`, "name of a header"},
 		"secret-in-header":      {`{http: {url: "http://shop", headers: {authorization: x}}}`, "come from a Secret"},
 		"our-header":            {`{http: {url: "http://shop", headers: {Ce-Id: x}}}`, "cannot be given"},
+		"our-key":               {`{http: {url: "http://shop", headers: {idempotency-Key: x}}}`, "cannot be given"},
+		"our-agent":             {`{http: {url: "http://shop", headers: {User-Agent: x}}}`, "cannot be given"},
 		"tls-over-http":         {`{` + http + `, tls: {}}`, "https://"},
 		"tls-over-amqp":         {`{rabbitmq: {url: "amqp://r", routingKey: k}, tls: {}}`, "amqps://"},
 		"short-timeout":         {`{` + http + `, timeout: 10ms}`, "between 1s and 5m"},

@@ -97,8 +97,9 @@ type ClusterSinkSpec struct {
 	SinkSpec `json:",inline"`
 
 	// namespaceSelector selects the namespaces whose messages are taken, by
-	// their labels at the time when a message is read. At most 32 labels and 32
-	// expressions. Default: all namespaces.
+	// their labels at the time when a message is read, or the last ones of a
+	// namespace that is gone by then; where those are not known its messages are
+	// taken. At most 32 labels and 32 expressions. Default: all namespaces.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchLabels) || self.matchLabels.size() <= 32",message="must have at most 32 labels",fieldPath=".matchLabels"
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.size() <= 32",message="must have at most 32 expressions",fieldPath=".matchExpressions"
@@ -181,7 +182,9 @@ type SinkSpec struct {
 	// replies is where the answers to messages of sagas arrive, at the same
 	// broker: a subject of a NATS stream, a Kafka topic or a RabbitMQ queue. It
 	// has to exist. Whoever can write there can answer the sagas of the namespace.
-	// At most 255 characters. Not with http. Default: nobody listens.
+	// Sinks may share a subject or a topic. A queue gives each message to one
+	// listener only: sinks of different namespaces, and different operators, need
+	// one each. At most 255 characters. Not with http. Default: nobody listens.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=255
@@ -265,13 +268,13 @@ type HTTPSink struct {
 
 	// headers are sent with every message, at most 32, each value at most 4096
 	// characters. They are no place for secrets: those come from credentials.
-	// Headers that the operator sets itself, those of credentials and those that
-	// begin with ce- cannot be given.
+	// Headers that the operator sets itself (Idempotency-Key and User-Agent among
+	// them), those of credentials and those that begin with ce- cannot be given.
 	// +optional
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=32
 	// +kubebuilder:validation:XValidation:rule="self.all(name, name.matches('^[A-Za-z0-9!#$%&*+.^_|~-]{1,128}$'))",message="the name of a header consists of letters, digits and !#$%&*+-.^_|~, and has at most 128 characters"
-	// +kubebuilder:validation:XValidation:rule="self.all(name, !name.matches('(?i)^(ce-.*|host|content-.*|transfer-encoding|connection|authorization|proxy-.*|cookie)$'))",message="these headers cannot be given: ce-*, Host, Content-*, Transfer-Encoding, Connection, Authorization, Proxy-* and Cookie; credentials come from a Secret"
+	// +kubebuilder:validation:XValidation:rule="self.all(name, !name.matches('(?i)^(ce-.*|host|content-.*|transfer-encoding|connection|authorization|proxy-.*|cookie|idempotency-key|user-agent)$'))",message="these headers cannot be given: ce-*, Host, Content-*, Transfer-Encoding, Connection, Authorization, Proxy-*, Cookie, Idempotency-Key and User-Agent; credentials come from a Secret"
 	Headers map[string]HeaderValue `json:"headers,omitempty"`
 }
 
