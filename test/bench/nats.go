@@ -20,28 +20,33 @@ import (
 	"github.com/vextrus/saga-operator/internal/outbox/sink/nats"
 )
 
-// natsRates lets a bare publisher and the relay publish the same messages to a server of their own, taking turns, and returns the medians.
-func natsRates(ctx context.Context, pool *pgxpool.Pool, s settings) (ours, bare float64, err error) {
+// withNATS starts a server, and stops it after use.
+func withNATS(use func(conn *natsgo.Conn, url string) error) (err error) {
 	dir, err := os.MkdirTemp("", "bench-nats-")
 	if err != nil {
-		return 0, 0, fmt.Errorf("making room for NATS: %w", err)
+		return fmt.Errorf("making room for NATS: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
 	if err != nil {
-		return 0, 0, fmt.Errorf("starting NATS: %w", err)
+		return fmt.Errorf("starting NATS: %w", err)
 	}
 	srv.Start()
 	defer func() { srv.Shutdown(); srv.WaitForShutdown() }()
 	const patience = 20 * time.Second
 	if !srv.ReadyForConnections(patience) {
-		return 0, 0, errors.New("starting NATS: it does not take connections")
+		return errors.New("starting NATS: it does not take connections")
 	}
 	conn, err := natsgo.Connect(srv.ClientURL())
 	if err != nil {
-		return 0, 0, fmt.Errorf("connecting to NATS: %w", err)
+		return fmt.Errorf("connecting to NATS: %w", err)
 	}
 	defer conn.Close()
+	return use(conn, srv.ClientURL())
+}
+
+// natsRates lets a bare publisher and the relay publish the same messages to a server, taking turns, and returns the medians.
+func natsRates(ctx context.Context, pool *pgxpool.Pool, conn *natsgo.Conn, url string, s settings) (ours, bare float64, err error) {
 	var relayed, alone []float64
 	for round := range s.rounds {
 		subject := "bench." + strconv.Itoa(round)
@@ -49,7 +54,7 @@ func natsRates(ctx context.Context, pool *pgxpool.Pool, s settings) (ours, bare 
 		if err != nil {
 			return 0, 0, err
 		}
-		r, err := relayToNATS(ctx, pool, conn, srv.ClientURL(), subject, s.messages)
+		r, err := relayToNATS(ctx, pool, conn, url, subject, s.messages)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -108,13 +113,17 @@ func barePublisher(ctx context.Context, conn *natsgo.Conn, subject string, n int
 	}
 }
 
+func natsPublisher(url, subject string) (*nats.Publisher, error) {
+	return nats.New(nats.Config{Connection: sink.Connection{Dial: (&net.Dialer{}).DialContext, Mode: outbox.Binary}, Servers: []string{url}, Subject: subject})
+}
+
 // relayToNATS is how fast a backlog goes to the stream.
 func relayToNATS(ctx context.Context, pool *pgxpool.Pool, conn *natsgo.Conn, url, subject string, n int) (float64, error) {
 	_, st, err := stream(ctx, conn, subject)
 	if err != nil {
 		return 0, err
 	}
-	p, err := nats.New(nats.Config{Connection: sink.Connection{Dial: (&net.Dialer{}).DialContext, Mode: outbox.Binary}, Servers: []string{url}, Subject: subject})
+	p, err := natsPublisher(url, subject)
 	if err != nil {
 		return 0, err
 	}
