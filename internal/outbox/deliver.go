@@ -158,16 +158,21 @@ func (d *delivery) land(f flown) {
 	d.went(succeeded(f.errs[:len(f.places)]))
 	for i, place := range f.places {
 		key := d.all[place].Key
-		before := d.refused[key]
-		err := d.judge(asError(f.errs[i]), &before)
-		d.refused[key] = before
+		err := asError(f.errs[i])
+		if err != nil {
+			before := d.refused[key]
+			err = d.judge(err, &before)
+			d.refused[key] = before
+		}
 		switch {
 		case err == nil:
 			d.settled[place] = true
 			d.published++
 			d.refusals = 0
 			d.takes()
-			delete(d.refused, key)
+			if len(d.refused) > 0 {
+				delete(d.refused, key)
+			}
 			d.metrics.took(d.sink.Name, time.Since(d.all[place].RecordedAt))
 			d.queues[key] = d.queues[key][1:]
 			if len(d.queues[key]) > 0 {

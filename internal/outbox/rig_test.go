@@ -53,7 +53,11 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	budget := 2 * patience
+	if os.Getenv("OUTBOX") == "long" {
+		budget *= 5
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), budget)
 	t.Cleanup(cancel)
 	r := &rig{t: t, ctx: ctx, url: throwaway.Database(t), counts: map[string]int64{}}
 	var err error
@@ -121,7 +125,9 @@ func (r *rig) relay(o outbox.Options, sinks ...outbox.Sink) (*outbox.Relay, func
 	if o.Pool == nil {
 		o.Pool = r.pool
 	}
-	o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
 	relay, err := outbox.NewRelay(o)
 	if err != nil {
 		r.t.Fatal(err)
