@@ -157,7 +157,7 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 	}
 	if s.replyWithin > 0 && to.Replies == "" {
 		return participant.Result{
-			Kind: saga.Rejected, Reason: "InvalidMessage",
+			Kind: saga.Rejected, Unasked: true, Reason: "InvalidMessage",
 			Message: fmt.Sprintf("reply: sink %q listens nowhere, so no answer could come: name the address in its spec.replies, or leave reply out", s.sink),
 		}
 	}

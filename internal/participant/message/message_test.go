@@ -87,7 +87,7 @@ func TestAnAnswerThatNoSinkCouldHearIsNotWaitedFor(t *testing.T) {
 	broker := &memory.Publisher{}
 	p := New(sinks{"shop/deaf": broker}, source)
 	r := p.Do(t.Context(), call(settingsOf(t, `{"sink":"deaf","type":"t","reply":{"timeout":"10m"}}`)))
-	if r.Kind != saga.Rejected || r.Accepted || !strings.HasPrefix(r.Message, "reply: ") || !strings.Contains(r.Message, "spec.replies") {
+	if r.Kind != saga.Rejected || !r.Unasked || r.Accepted || !strings.HasPrefix(r.Message, "reply: ") || !strings.Contains(r.Message, "spec.replies") {
 		t.Errorf("%+v", r)
 	}
 	if n := len(broker.Taken()); n != 0 {
