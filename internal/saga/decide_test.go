@@ -2,7 +2,6 @@ package saga
 
 import (
 	"encoding/json"
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -76,112 +75,6 @@ func TestAStepThatWasNeverSentIsNeverCompensated(t *testing.T) {
 	h := begin(t, Definition{Steps: []Step{step("a"), step("b", after("a"), undo())}})
 	h.ends("a", Action, Rejected)
 	h.phaseIs(Compensated)
-}
-
-func TestAnUnknownOutcomeIsTriedAgainAndThenCompensated(t *testing.T) {
-	t.Parallel()
-	h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(2))}})
-	h.ends("a", Action, Unknown)
-	h.phaseIs(Running)
-	if f := h.state.Step("a").Do; f.Status != Waiting || !f.EndedAt.IsZero() {
-		t.Fatalf("the action is %+v, want it to wait", f)
-	}
-	h.wake()
-	if got := h.inFlight("a", Action); got.Number != 2 {
-		t.Fatalf("attempt %d is under way, want 2", got.Number)
-	}
-	h.ends("a", Action, Unknown)
-	h.inFlightAre("a/compensation")
-	if c := h.state.Failure.Cause; c != CauseRetriesExhausted {
-		t.Errorf("cause %s", c)
-	}
-}
-
-func TestADefiniteNoSettlesAnEarlierUnknownOutcome(t *testing.T) {
-	t.Parallel()
-	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
-	h.ends("a", Action, Unknown)
-	h.wake()
-	h.ends("a", Action, Rejected)
-	h.phaseIs(Compensated)
-	if h.state.Step("a").Compensation.Attempts != 0 {
-		t.Error("it was compensated although it definitely did not happen")
-	}
-}
-
-func TestANoThatIsNoAnswerToTheKeyDoesNotSettleAnEarlierUnknownOutcome(t *testing.T) {
-	t.Parallel()
-	h := begin(t, twoSteps)
-	h.ends("pay", Action, Unknown)
-	h.wake()
-	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Unasked: true, Reason: "EgressDenied"})
-	h.phaseIs(Compensating)
-	h.inFlightAre("pay/compensation")
-	if c := h.state.Failure; c.Cause != CauseStepRejected || c.Reason != "EgressDenied" {
-		t.Errorf("the failure is %+v", c)
-	}
-}
-
-func TestAnAttemptThatIsSentAgainMayHaveHappenedTheFirstTime(t *testing.T) {
-	t.Parallel()
-	for kind, undone := range map[OutcomeKind]bool{Retryable: true, Unknown: true, Rejected: false} {
-		h := begin(t, Definition{Steps: []Step{step("pay", attempts(1), undo())}})
-		lost := h.inFlight("pay", Action)
-		if events := h.loses(lost); len(events) != 1 || events[0].EventType() != "AttemptResent" {
-			t.Fatalf("decided %v", types(events))
-		}
-		if events := h.loses(lost); len(events) != 0 {
-			t.Errorf("it is known already, and was decided again: %v", types(events))
-		}
-		h.inFlightAre("pay/action")
-		h.ends("pay", Action, kind)
-		if undone {
-			h.inFlightAre("pay/compensation")
-		} else {
-			h.phaseIs(Compensated) // a definite no under the same key tells of both
-		}
-	}
-}
-
-func TestOnlyAnAttemptUnderWayIsSentAgain(t *testing.T) {
-	t.Parallel()
-	h := begin(t, twoSteps)
-	a := h.inFlight("pay", Action)
-	for _, e := range h.loses(Attempt{Step: "ship", Direction: Action, Number: 1}, Attempt{Step: "pay", Direction: Action, Number: 2}, Attempt{Step: "pay", Direction: Compensation, Number: 1}) {
-		t.Errorf("%+v", e)
-	}
-	h.accepts("pay", Action)
-	for _, e := range h.loses(a) { // the participant has taken it
-		t.Errorf("%+v", e)
-	}
-}
-
-func TestANoThatIsNoAnswerToTheKeyLeavesNothingToUndoWhereNothingWasSent(t *testing.T) {
-	t.Parallel()
-	h := begin(t, twoSteps)
-	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Unasked: true})
-	h.phaseIs(Compensated)
-}
-
-func TestARetryableOutcomeDoesNotSettleAnEarlierUnknownOne(t *testing.T) {
-	t.Parallel()
-	h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(2))}})
-	h.ends("a", Action, Unknown)
-	h.wake()
-	h.ends("a", Action, Retryable)
-	h.inFlightAre("a/compensation")
-}
-
-func TestRetriesThatOnlySaidTryAgainLeaveNothingToUndo(t *testing.T) {
-	t.Parallel()
-	h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(2))}})
-	h.ends("a", Action, Retryable)
-	h.wake()
-	h.ends("a", Action, Retryable)
-	h.phaseIs(Compensated)
-	if h.state.Failure.Cause != CauseRetriesExhausted {
-		t.Errorf("cause %s", h.state.Failure.Cause)
-	}
 }
 
 func TestAttemptsStillUnderWaySettleBeforeTheirCompensation(t *testing.T) {
@@ -491,16 +384,6 @@ func TestKeysAreDerivedAndSharedByTheAttemptsOfOneEffect(t *testing.T) {
 		if a.Key("u") != want || again.Key("u") != want {
 			t.Errorf("keys %q and %q, want %q", a.Key("u"), again.Key("u"), want)
 		}
-	}
-}
-
-func TestACompensationThatNeedsAnUnknownOutputSaysSo(t *testing.T) {
-	t.Parallel()
-	h := begin(t, Definition{Steps: []Step{step("a", output("id", "${response.body.id}"), undoWith(`{"url": "http://x/${steps.a.output.id}"}`, 3), attempts(1))}})
-	h.ends("a", Action, Unknown)
-	_, err := h.plan.Render(h.state, h.inFlight("a", Compensation))
-	if !errors.Is(err, ErrOutcomeUnknown) {
-		t.Fatalf("error %v, want ErrOutcomeUnknown", err)
 	}
 }
 
