@@ -80,12 +80,17 @@ func or(s, otherwise string) string {
 	return s
 }
 
+// text is a text of an event as a column takes it: events are json, which has NUL, and PostgreSQL's text has not. One such character in what a participant answered
+// must not keep everybody's history from going on.
+func text[S ~string](s S) string { return strings.ReplaceAll(string(s), "\x00", "\uFFFD") }
+
 func started(ctx context.Context, tx *projection.Tx, e projection.Event[saga.SagaStarted]) error {
 	return tx.Queue(ctx, `INSERT INTO saga_history_rows (generation, uid, version, namespace, name, at, type, actor) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		tx.Generation(), uidOf(e.Recorded), e.Version, e.Fact.Namespace, e.Fact.Name, e.Fact.DecidedAt(), e.Type, e.Fact.CreatedBy)
+		tx.Generation(), uidOf(e.Recorded), e.Version, text(e.Fact.Namespace), text(e.Fact.Name), e.Fact.DecidedAt(), e.Type, text(e.Fact.CreatedBy))
 }
 
-// note makes a handler that writes one row. Namespace and name stand in the first event only, so they come from its row.
+// note makes a handler that writes one row. Namespace and name stand in the first event only, so they come from its row; where a person has skipped that event, from the
+// saga's state row.
 func note[T saga.Event](row func(T) entry) projection.Handler {
 	return projection.For(decode, func(ctx context.Context, tx *projection.Tx, e projection.Event[T]) error {
 		r := row(e.Fact)
@@ -95,9 +100,10 @@ func note[T saga.Event](row func(T) entry) projection.Handler {
 		}
 		return tx.Queue(ctx, `INSERT INTO saga_history_rows
 				(generation, uid, version, namespace, name, at, type, step, direction, attempt, outcome, reason, message, actor, retry_at)
-			SELECT $1, $2, $3, first.namespace, first.name, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
-			FROM (SELECT 1) one LEFT JOIN saga_history_rows first ON first.generation = $1 AND first.uid = $2 AND first.version = 1`,
-			tx.Generation(), uidOf(e.Recorded), e.Version, r.at, e.Type, r.step, string(r.direction), r.attempt, string(r.outcome), r.reason, r.message,
-			or(r.actor, e.Metadata.Actor), retryAt)
+			SELECT $1, $2, $3, coalesce(first.namespace, s.namespace, ''), coalesce(first.name, s.name, ''), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
+			FROM (SELECT 1) one LEFT JOIN saga_history_rows first ON first.generation = $1 AND first.uid = $2 AND first.version = 1
+				LEFT JOIN saga_state s ON s.uid = $2`,
+			tx.Generation(), uidOf(e.Recorded), e.Version, r.at, e.Type, text(r.step), text(r.direction), r.attempt, text(r.outcome), text(r.reason), text(r.message),
+			text(or(r.actor, e.Metadata.Actor)), retryAt)
 	})
 }

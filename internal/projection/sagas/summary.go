@@ -24,14 +24,14 @@ func Summary() *projection.Definition {
 const definitionOf = ""
 
 func open(ctx context.Context, tx *projection.Tx, e projection.Event[saga.SagaStarted]) error {
-	at := e.Fact.DecidedAt().UTC()
+	at, namespace := e.Fact.DecidedAt().UTC(), text(e.Fact.Namespace)
 	if err := tx.Queue(ctx, `INSERT INTO saga_summary_open (generation, uid, namespace, definition, phase, started_at) VALUES ($1, $2, $3, $4, $5, $6)`,
-		tx.Generation(), uidOf(e.Recorded), e.Fact.Namespace, definitionOf, string(saga.Running), at); err != nil {
+		tx.Generation(), uidOf(e.Recorded), namespace, definitionOf, string(saga.Running), at); err != nil {
 		return err
 	}
 	return tx.Queue(ctx, `INSERT INTO saga_summary_rows AS r (generation, day, namespace, definition, phase, sagas) VALUES ($1, $2, $3, $4, $5, 1)
 		ON CONFLICT (generation, day, namespace, definition, phase) DO UPDATE SET sagas = r.sagas + 1`,
-		tx.Generation(), at.Truncate(24*time.Hour), e.Fact.Namespace, definitionOf, string(saga.Running))
+		tx.Generation(), at.Truncate(24*time.Hour), namespace, definitionOf, string(saga.Running))
 }
 
 func move[T saga.Event](to saga.Phase) projection.Handler {
