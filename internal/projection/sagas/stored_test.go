@@ -112,3 +112,37 @@ func TestAHistoryGoesOnWhereItsFirstEventWasSkipped(t *testing.T) {
 		t.Errorf("without one (-want +got):\n%s", diff)
 	}
 }
+
+func TestTheHistoryThatPeopleReadGoesWithTheSaga(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	uid, other := uuid.New(), uuid.New()
+	at := `{"at":"2030-05-06T12:00:00Z"`
+	finish := func(uid uuid.UUID, finished bool) eventstore.Token {
+		return w.stand(eventstore.Append{
+			Stream: "saga-" + uid.String(), Events: []eventstore.Event{stored("SagaStarted", at+`,"definition":{}}`), stored("SagaCompleted", at+`}`)},
+			State: &eventstore.SagaState{UID: uid, Namespace: "shop", Name: "order", Phase: "Completed", Finished: finished, State: json.RawMessage(`{}`)},
+		})
+	}
+	finish(uid, true)
+	w.shows(finish(other, false))
+	// A generation that is being removed still has rows of it.
+	if _, err := w.pool.Exec(t.Context(), `INSERT INTO projections (name, generation, version, status) VALUES ('saga_history', 70, 1, 'retired')`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.pool.Exec(t.Context(), `INSERT INTO saga_history_rows (generation, uid, version, namespace, name, at, type) VALUES (70, $1, 1, '', '', now(), '')`, uid); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := w.store.RemoveFinished(t.Context(), time.Now().Add(time.Hour), 10); err != nil || n != 1 {
+		t.Fatalf("removed %d, %v", n, err)
+	}
+	if left := w.rows(`SELECT generation || ' ' || type FROM saga_history_rows WHERE uid = $1`, uid); len(left) != 0 {
+		t.Errorf("of the removed saga %q are left", left)
+	}
+	if kept := w.history(other.String()); len(kept) != 2 {
+		t.Errorf("of the other saga %q are left", kept)
+	}
+	if counted := w.rows(`SELECT sum(sagas)::text FROM saga_summary`); counted[0] != "2" {
+		t.Errorf("the summary counts %s sagas, want 2", counted[0])
+	}
+}
