@@ -111,6 +111,36 @@ func TestNewerCodeBuildsItsReadModelBesideAndOlderCodeLeavesItAlone(t *testing.T
 	r.eventually("newer code goes on", r.same)
 }
 
+// TestAnOldGenerationIsForgottenOnlyWithItsLastRow has another replica remove rows of the same generation, and end in the middle.
+func TestAnOldGenerationIsForgottenOnlyWithItsLastRow(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.exec(`INSERT INTO projections (name, generation, version, status) VALUES ('sums', 1, 1, 'retired'), ('sums', 2, 1, 'live')`)
+	r.exec(`INSERT INTO seen_rows SELECT 1, gen_random_uuid(), 'account-1', n FROM generate_series(1, 6000) n`)
+	other, err := r.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Rollback(context.Background()) }()
+	if _, err := other.Exec(t.Context(), `DELETE FROM seen_rows WHERE ctid = ANY (ARRAY(SELECT ctid FROM seen_rows WHERE generation = 1 LIMIT 5000))`); err != nil {
+		t.Fatal(err)
+	}
+	r.run(projection.Options{}, sums(1))
+	r.eventually("the runner waits for the other replica's rows", func() error {
+		if n := r.int(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'DELETE FROM seen_rows%'`); n == 0 {
+			return errors.New("it does not wait")
+		}
+		return nil
+	})
+	if err := other.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.rebuilt("sums", 2)
+	if n := r.int(`SELECT count(*) FROM seen_rows WHERE generation = 1`); n != 0 {
+		t.Errorf("the generation is forgotten, and %d of its rows are left for good", n)
+	}
+}
+
 func TestAPoisonEventInARebuildLeavesTheLiveReadModelAlone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -98,24 +98,37 @@ func (r *Runner) removeRetired(ctx context.Context, def *Definition) error {
 		return err
 	}
 	for _, generation := range retired {
-		for _, table := range def.tables {
-			if err := r.removeRows(ctx, table, generation); err != nil {
-				return fmt.Errorf("removing generation %d of projection %s from %s: %w", generation, def.name, table, err)
+		for more := true; more; {
+			if more, err = r.removeRows(ctx, def, generation); err != nil {
+				return fmt.Errorf("removing generation %d of projection %s: %w", generation, def.name, err)
 			}
-		}
-		if _, err := r.pool.Exec(ctx, `DELETE FROM projections WHERE name = $1 AND generation = $2 AND status = 'retired'`, def.name, generation); err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-func (r *Runner) removeRows(ctx context.Context, table string, generation int) error {
-	for {
-		// The table's name was checked when the projection was defined.
-		tag, err := r.pool.Exec(ctx, `DELETE FROM `+table+` WHERE ctid = ANY (ARRAY(SELECT ctid FROM `+table+` WHERE generation = $1 LIMIT $2))`, generation, removeBatch)
-		if err != nil || tag.RowsAffected() < removeBatch {
+// removeRows removes a batch of an old generation's rows, and when none is left the generation itself. It reports whether there is more to do right away. One replica at a
+// time does so: two would choose the same rows, and the one that came second find none of them left.
+func (r *Runner) removeRows(ctx context.Context, def *Definition, generation int) (more bool, err error) {
+	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		var alone bool
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock(hashtextextended('projection_removal:' || $1, 0))`, def.name).Scan(&alone); err != nil || !alone {
 			return err
 		}
-	}
+		forget := `DELETE FROM projections WHERE name = $1 AND generation = $2 AND status = 'retired'`
+		for _, table := range def.tables { // their names were checked when the projection was defined
+			tag, err := tx.Exec(ctx, `DELETE FROM `+table+` WHERE ctid = ANY (ARRAY(SELECT ctid FROM `+table+` WHERE generation = $1 LIMIT $2))`, generation, removeBatch)
+			if err != nil {
+				return fmt.Errorf("from %s: %w", table, err)
+			}
+			more = more || tag.RowsAffected() > 0
+			forget += ` AND NOT EXISTS (SELECT FROM ` + table + ` WHERE generation = $2)`
+		}
+		if more {
+			return nil
+		}
+		_, err := tx.Exec(ctx, forget, def.name, generation)
+		return err
+	})
+	return more && err == nil, err
 }
