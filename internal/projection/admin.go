@@ -42,14 +42,16 @@ func Rebuild(ctx context.Context, pool *pgxpool.Pool, name string) error {
 		case len(all) == 0:
 			return ErrUnknown
 		}
-		version := 0
+		var newest State
 		for _, s := range all {
 			if s.Status == statusBuilding {
 				return ErrBuilding
 			}
-			version = max(version, s.Version)
+			if s.Version > newest.Version {
+				newest = s
+			}
 		}
-		return beginBuilding(ctx, tx, name, version)
+		return beginBuilding(ctx, tx, name, newest.Version, newest.Inline)
 	})
 	if err != nil {
 		return fmt.Errorf("rebuilding projection %s: %w", name, err)

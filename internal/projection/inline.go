@@ -72,23 +72,28 @@ func (s *InlineStore) AppendAll(ctx context.Context, all []eventstore.Append) (d
 	return done, nil
 }
 
+// ErrOtherForm says that the read model that is live is not the one that this code writes: of another version, or not inline. Nothing was appended; test with errors.Is.
+var ErrOtherForm = errors.New("the live read model is not of the form that this code writes")
+
 // carry handles the events of an append for one projection.
 func (s *InlineStore) carry(ctx context.Context, tx pgx.Tx, def *Definition, all []eventstore.Append, done []eventstore.Appended) error {
-	// Shared, so that appends do not wait for each other; a takeover holds it alone.
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock_shared(hashtextextended('projection:' || $1, 0))`, def.name); err != nil {
-		return err
+	reads := func(i int) bool {
+		return !done[i].Repeated && (eventstore.Filter{Categories: def.categories}).Matches(&eventstore.Recorded{Stream: all[i].Stream})
 	}
-	var generation int
-	err := tx.QueryRow(ctx, `SELECT generation FROM projections WHERE name = $1 AND status = 'live' AND inline`, def.name).Scan(&generation)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("appending with projection %s: %w; run it by a projection.Runner with Options.Inline", def.name, ErrUnknown)
+	read := false
+	for i := range all {
+		read = read || reads(i)
 	}
+	if !read {
+		return nil
+	}
+	generation, err := written(ctx, tx, def)
 	if err != nil {
-		return err
+		return fmt.Errorf("appending with projection %s: %w", def.name, err)
 	}
 	t := &Tx{tx: tx, generation: generation}
 	for i := range all {
-		if done[i].Repeated || !(eventstore.Filter{Categories: def.categories}).Matches(&eventstore.Recorded{Stream: all[i].Stream}) {
+		if !reads(i) {
 			continue
 		}
 		events, err := storepg.Load(ctx, tx, all[i].Stream, done[i].Version-int64(len(all[i].Events))+1, len(all[i].Events))
@@ -102,4 +107,38 @@ func (s *InlineStore) carry(ctx context.Context, tx pgx.Tx, def *Definition, all
 		}
 	}
 	return t.flush(ctx)
+}
+
+// written returns the generation that appends write, and holds off takeovers until the transaction ends. Rows of one version's form in a generation of another would be wrong for
+// good, so whoever has the other form appends nothing.
+func written(ctx context.Context, tx pgx.Tx, def *Definition) (generation int, err error) {
+	// Shared, so that appends do not wait for each other; a takeover holds it alone.
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock_shared(hashtextextended('projection:' || $1, 0))`, def.name); err != nil {
+		return 0, err
+	}
+	var version int
+	var inline bool
+	err = tx.QueryRow(ctx, `SELECT generation, version, inline FROM projections WHERE name = $1 AND status = 'live'`, def.name).Scan(&generation, &version, &inline)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, fmt.Errorf("%w; run it by a projection.Runner with Options.Inline", ErrUnknown)
+	case err != nil:
+		return 0, err
+	case version > def.version:
+		return 0, fmt.Errorf("%w: it is of version %d, and this code of version %d; upgrade this process", ErrOtherForm, version, def.version)
+	case version < def.version:
+		return 0, fmt.Errorf("%w: it is of version %d, and this code of version %d; a projection.Runner of this code builds the new one, and appends go on when it has taken over", ErrOtherForm, version, def.version)
+	case !inline:
+		return 0, errMode(version, inline)
+	}
+	return generation, nil
+}
+
+// errMode says that a projection was made inline, or asynchronous, and that the code has it the other way under the same version.
+func errMode(version int, inline bool) error {
+	was, is := "follows the appends by itself", "inline"
+	if inline {
+		was, is = "is inline", "by itself"
+	}
+	return fmt.Errorf("%w: as version %d it %s, and this code moves it %s; count the definition's version up, so that it is built anew", ErrOtherForm, version, was, is)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -127,7 +128,8 @@ func (r *Runner) supervise(ctx context.Context, def *Definition) {
 	defer wg.Wait()
 	var fed sync.Map // the generations that goroutines of this process are busy with
 	for ctx.Err() == nil {
-		all, err := r.look(ctx, def)
+		var all []State
+		err := guarded(func() (err error) { all, err = r.look(ctx, def); return err })
 		if err != nil && ctx.Err() == nil {
 			r.log.Warn("a projection cannot be looked up and is tried again", "projection", def.name, "error", err)
 		}
@@ -163,7 +165,7 @@ func (r *Runner) look(ctx context.Context, def *Definition) ([]State, error) {
 
 // feedSafely feeds a generation, and waits after an error so that it is not tried in a hot loop.
 func (r *Runner) feedSafely(ctx context.Context, def *Definition, generation int) {
-	err := r.feed(ctx, def, generation)
+	err := guarded(func() error { return r.feed(ctx, def, generation) })
 	if err == nil || ctx.Err() != nil {
 		return
 	}
@@ -175,6 +177,16 @@ func (r *Runner) feedSafely(ctx context.Context, def *Definition, generation int
 	_ = wait(ctx, nil, jitter(superviseEvery))
 }
 
+// guarded makes an error of a panic: it ends neither the process nor what else this process feeds.
+func guarded(do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return do()
+}
+
 // ensure makes the first generation of a projection, and one to build where the code is newer than the read model. The read model of newer code is left alone.
 func (r *Runner) ensure(ctx context.Context, def *Definition) error {
 	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
@@ -184,6 +196,9 @@ func (r *Runner) ensure(ctx context.Context, def *Definition) error {
 		}
 		newest, building := 0, 0
 		for _, s := range all {
+			if s.Version == def.version && s.Inline != r.inline[def.name] {
+				return errMode(s.Version, s.Inline)
+			}
 			newest = max(newest, s.Version)
 			if s.Status == statusBuilding {
 				building = s.Version
@@ -199,16 +214,16 @@ func (r *Runner) ensure(ctx context.Context, def *Definition) error {
 					return err
 				}
 			}
-			err = beginBuilding(ctx, tx, def.name, def.version)
+			err = beginBuilding(ctx, tx, def.name, def.version, r.inline[def.name])
 		}
 		return err
 	})
 }
 
 // beginBuilding makes a generation beside the live one. Where somebody else has just done so it does nothing.
-func beginBuilding(ctx context.Context, db database, name string, version int) error {
+func beginBuilding(ctx context.Context, db database, name string, version int, inline bool) error {
 	_, err := db.Exec(ctx, `INSERT INTO projections (name, generation, version, status, inline)
-		SELECT $1, max(generation) + 1, $2, 'building', bool_or(inline) FROM projections WHERE name = $1 ON CONFLICT DO NOTHING`, name, version)
+		SELECT $1, max(generation) + 1, $2, 'building', $3 FROM projections WHERE name = $1 ON CONFLICT DO NOTHING`, name, version, inline)
 	if err != nil {
 		return fmt.Errorf("beginning to build projection %s anew: %w", name, err)
 	}
