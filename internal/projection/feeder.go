@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/postgres"
@@ -101,11 +104,12 @@ func (f *feeder) step(ctx context.Context) (bool, error) {
 	if len(page.Events) == 0 {
 		return page.More, f.advanceIdle(ctx, &page)
 	}
+	f.lag(page.Behind+int64(len(page.Events)), page.Events[0].RecordedAt)
 	began := time.Now()
 	err = f.handlePage(ctx, &page)
 	if err == nil {
 		f.metrics.handled(f.def.name, f.state.Generation, len(page.Events), time.Since(began))
-		f.progress()
+		f.lag(f.state.Behind, f.state.ReadUntil)
 		return true, nil
 	}
 	if errors.Is(err, errStale) || passes(ctx, err) {
@@ -128,18 +132,39 @@ func (f *feeder) handlePage(ctx context.Context, page *eventstore.Page) error {
 func (f *feeder) transact(ctx context.Context, events []eventstore.Recorded, next State) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, f.patience, errSlow)
 	defer cancel()
+	defer f.keepLease(ctx)()
+	tx, err := f.pool.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errAway, err)
+	}
 	defer func() {
 		if err != nil && errors.Is(context.Cause(ctx), errSlow) {
 			err = fmt.Errorf("%w (%s): %w", errSlow, f.patience, err)
 		}
 	}()
-	defer f.keepLease(ctx)()
-	tx, err := f.pool.Begin(ctx)
-	if err != nil {
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after the commit it does nothing
+	if err := f.handleAll(ctx, &Tx{tx: tx, generation: next.Generation}, events); err != nil {
+		return away(ctx, tx.Conn(), err)
+	}
+	next.Handled += int64(len(events))
+	if len(events) > 0 {
+		next.ReadUntil = events[len(events)-1].RecordedAt
+	}
+	if err := save(ctx, tx, &next, f.lease); err != nil {
+		return away(ctx, tx.Conn(), err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		if class := postgres.Classify(err); class != postgres.Permanent && postgres.Constraint(err) == "" {
+			err = fmt.Errorf("%w: %w", errAway, err)
+		}
 		return err
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after the commit it does nothing
-	t := &Tx{tx: tx, generation: next.Generation}
+	f.state, f.saved = next, time.Now()
+	return nil
+}
+
+// handleAll handles some events, and sends what their handlers have queued.
+func (f *feeder) handleAll(ctx context.Context, t *Tx, events []eventstore.Recorded) error {
 	for _, e := range events {
 		if f.skipped[e.ID] {
 			continue
@@ -148,36 +173,37 @@ func (f *feeder) transact(ctx context.Context, events []eventstore.Recorded, nex
 			return err
 		}
 	}
-	if err := t.flush(ctx); err != nil {
-		return err
-	}
-	next.Handled += int64(len(events))
-	if len(events) > 0 {
-		next.ReadUntil = events[len(events)-1].RecordedAt
-	}
-	if err := save(ctx, tx, &next, f.lease); err != nil {
-		return err
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return err
-	}
-	f.state, f.saved = next, time.Now()
-	return nil
+	return t.flush(ctx)
 }
 
-// errSlow says that a handler took too long.
-var errSlow = errors.New("handling took longer than it may")
+var (
+	// errSlow says that a handler took too long.
+	errSlow = errors.New("handling took longer than it may")
+	// errAway says that the database did not do what it was asked for now, whatever the events are.
+	errAway = errors.New("the database is away, or is busy with others")
+)
 
-// passes reports whether an error is the database's and passes by itself. One of a handler that was too slow is the handler's.
+// passes reports whether an error passes by itself. One of a handler that was too slow is the handler's.
 func passes(ctx context.Context, err error) bool {
-	if ctx.Err() != nil {
-		return true
+	return ctx.Err() != nil || errors.Is(err, errAway) && !errors.Is(err, errSlow)
+}
+
+// away marks an error as errAway where it is one of the projection's own transaction, and of the kind that passes. A handler may come with an error that only looks like one: of a file that
+// ended, of a context of its own, of a service that it should not have called. That is this event's, or it would be tried again for ever and never be named.
+func away(ctx context.Context, conn *pgx.Conn, err error) error {
+	const failed = 'E'
+	var pg *pgconn.PgError
+	switch own := ctx.Err() == nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)); {
+	case own, errors.Is(err, errStale):
+		return err
+	case conn.IsClosed():
+		return fmt.Errorf("%w: %w", errAway, err)
+	case errors.As(err, &pg) && conn.PgConn().TxStatus() == failed:
+		if class := postgres.Classify(pg); class == postgres.Unavailable || class == postgres.Conflict && postgres.Constraint(pg) == "" {
+			return fmt.Errorf("%w: %w", errAway, err)
+		}
 	}
-	if errors.Is(err, errSlow) {
-		return false
-	}
-	class := postgres.Classify(err)
-	return class == postgres.Unavailable || class == postgres.Canceled || class == postgres.Conflict && postgres.Constraint(err) == ""
+	return err
 }
 
 // oneByOne handles the events of a page each in a transaction of its own, until one fails.
@@ -204,21 +230,21 @@ func (f *feeder) fail(ctx context.Context, e *eventstore.Recorded, cause error) 
 	if len(text) > longest {
 		text = text[:longest] + "…"
 	}
-	failure := &Failure{EventID: e.ID, Stream: e.Stream, Version: e.Version, Position: e.Position, Type: e.Type, Error: text, At: time.Now().UTC()}
+	failure := &Failure{EventID: e.ID, Stream: e.Stream, Version: e.Version, Position: e.Position, Type: e.Type, RecordedAt: e.RecordedAt, Error: text, At: time.Now().UTC()}
 	if err := stop(ctx, f.pool, &f.state, failure); err != nil {
 		return err
 	}
 	f.state.Failure = failure
-	f.metrics.stopped(f.def.name, f.state.Generation, true)
 	f.log.Error("a projection has stopped at an event; `manager projections retry` or `skip` sends it on", "event", failure.String())
 	return nil
 }
 
-// lookAgain sees whether somebody has sent a stopped projection on, and keeps the lease meanwhile.
-func (f *feeder) lookAgain(ctx context.Context) error {
-	if err := renew(ctx, f.pool, &f.state, f.lease); err != nil {
+// lookAgain sees whether somebody has sent a stopped projection on, keeps the lease meanwhile, and says how far the read model falls behind.
+func (f *feeder) lookAgain(ctx context.Context) (err error) {
+	if f.state.Behind, err = renewStopped(ctx, f.pool, &f.state, f.lease); err != nil {
 		return err
 	}
+	f.lag(f.state.Behind, f.state.Failure.RecordedAt)
 	all, err := generations(ctx, f.pool, f.def.name)
 	if err != nil {
 		return err
@@ -229,10 +255,10 @@ func (f *feeder) lookAgain(ctx context.Context) error {
 				return err
 			}
 			f.state.Failure = nil
-			f.metrics.stopped(f.def.name, f.state.Generation, false)
 			f.log.Info("going on")
 		}
 	}
+	f.metrics.stopped(f.def.name, f.state.Generation, f.state.Failure != nil)
 	return nil
 }
 
@@ -240,7 +266,7 @@ func (f *feeder) lookAgain(ctx context.Context) error {
 func (f *feeder) advanceIdle(ctx context.Context, page *eventstore.Page) error {
 	read := page.Next.Floor > f.state.Checkpoint.Floor || page.Next.Until != nil
 	f.state.Checkpoint, f.state.Behind = page.Next, page.Behind
-	f.progress()
+	f.lag(f.state.Behind, f.state.ReadUntil)
 	if quiet := time.Since(f.saved); quiet < saveEvery || !read && quiet < f.lease/3 {
 		return nil
 	}
@@ -248,35 +274,28 @@ func (f *feeder) advanceIdle(ctx context.Context, page *eventstore.Page) error {
 	return save(ctx, f.pool, &f.state, f.lease)
 }
 
-func (f *feeder) progress() {
+// lag says how many positions are left, and from when the read model is: the time of the oldest event that is left, where it is known, or else of the last that was handled.
+func (f *feeder) lag(behind int64, since time.Time) {
 	var age time.Duration
-	if f.state.Behind > 0 && !f.state.ReadUntil.IsZero() {
-		age = time.Since(f.state.ReadUntil)
+	if behind > 0 && !since.IsZero() {
+		age = time.Since(since)
 	}
-	f.metrics.lag(f.def.name, f.state.Generation, f.state.Behind, age)
+	f.metrics.lag(f.def.name, f.state.Generation, behind, age)
 }
 
-// keepLease renews the lease while handlers work, from a connection of its own. The function it returns ends that.
+// keepLease renews the lease while handlers work, from a connection of its own. The function it returns ends that, and no renewal comes after it.
 func (f *feeder) keepLease(ctx context.Context) func() {
+	ctx, cancel := context.WithCancel(ctx)
 	s := f.state
-	done := make(chan struct{})
-	go func() {
-		ticker := time.NewTicker(f.lease / 3)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ticker.C:
-				if err := renew(ctx, f.pool, &s, f.lease); err != nil {
-					f.log.Debug("the lease was not renewed", "error", err)
-				}
-			case <-done:
-				return
-			case <-ctx.Done():
-				return
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for wait(ctx, nil, f.lease/3) == nil {
+			if err := guarded(func() error { return renew(ctx, f.pool, &s, f.lease) }); err != nil {
+				f.log.Debug("the lease was not renewed", "error", err)
 			}
 		}
-	}()
-	return func() { close(done) }
+	})
+	return func() { cancel(); wg.Wait() }
 }
 
 // jitter spreads a pause between half of it and all of it.

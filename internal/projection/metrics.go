@@ -23,7 +23,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		events:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "saga_projection_events_total", Help: "Events handled."}, labels),
 		seconds:    prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "saga_projection_page_seconds", Help: "Time to handle a page of events and commit.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}, labels),
 		lagEvents:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "saga_projection_lag_events", Help: "Positions between the read model and the newest event; at least as many as events are left to handle."}, labels),
-		lagSeconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "saga_projection_lag_seconds", Help: "Age of the last event handled while there are more to handle; 0 when there are none."}, labels),
+		lagSeconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "saga_projection_lag_seconds", Help: "Age of the oldest event left to handle, or of the last one handled, while there are more to handle; 0 when there are none."}, labels),
 		failed:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "saga_projection_stopped", Help: "1 while the projection has stopped at an event and waits for a person."}, labels),
 	}
 	if reg == nil {

@@ -5,14 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/projection"
@@ -188,6 +190,34 @@ func TestNothingIsSkippedByAccident(t *testing.T) {
 		"a statement that fails late": {func(ctx context.Context, tx *projection.Tx, _ eventstore.Recorded) error {
 			return tx.Queue(ctx, `SELECT 1 / $1::integer`, 0)
 		}, "Added", 0, "division by zero"},
+		"an error that looks like a database that is away": {func(context.Context, *projection.Tx, eventstore.Recorded) error {
+			return fmt.Errorf("reading a template: %w", io.EOF)
+		}, "Added", 0, "reading a template: EOF"},
+		"an error of another server": {func(context.Context, *projection.Tx, eventstore.Recorded) error {
+			return &net.OpError{Op: "dial", Err: errors.New("no such service")}
+		}, "Added", 0, "no such service"},
+		"an error of another database": {func(context.Context, *projection.Tx, eventstore.Recorded) error {
+			return &pgconn.PgError{Code: "57P01", Message: "another database is shut down"}
+		}, "Added", 0, "another database"},
+		"a context of the handler's own that ended": {func(ctx context.Context, tx *projection.Tx, _ eventstore.Recorded) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Nanosecond)
+			defer cancel()
+			_, err := tx.Exec(ctx, `SELECT pg_sleep(10)`)
+			return err
+		}, "Added", 0, "context deadline exceeded"},
+		"a context of the handler's own that was cancelled": {func(ctx context.Context, _ *projection.Tx, _ eventstore.Recorded) error {
+			ctx, cancel := context.WithCancel(ctx)
+			cancel()
+			return ctx.Err()
+		}, "Added", 0, "context canceled"},
+		"a row that is there already": {func(ctx context.Context, tx *projection.Tx, e eventstore.Recorded) error {
+			for range 2 {
+				if err := tx.Queue(ctx, `INSERT INTO seen_rows (generation, event_id, stream, version) VALUES ($1, $2, '', 0)`, tx.Generation(), e.ID); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, "Added", 0, "seen_rows_pkey"},
 		"an event of 1 MiB": {func(context.Context, *projection.Tx, eventstore.Recorded) error { return errors.New("it is large") }, "Added", 1 << 20, "it is large"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -199,7 +229,11 @@ func TestNothingIsSkippedByAccident(t *testing.T) {
 			}
 			r.do(eventstore.Append{Stream: "account-1", Events: []eventstore.Event{event("Fine", 1), e, event("Fine", 2)}})
 			def := projection.Define("careful", 1, "account").On("Added", c.handle).Ignore("Fine")
-			r.run(projection.Options{Patience: 400 * time.Millisecond}, def)
+			var o projection.Options
+			if name == "a handler that is too slow" {
+				o.Patience = 3 * time.Second // for the event before it too
+			}
+			r.run(o, def)
 			if failure := r.stopped("careful"); failure.EventID != e.ID || !strings.Contains(failure.Error, c.want) {
 				t.Errorf("it stopped at %v, want an error with %q", failure, c.want)
 			}
@@ -208,6 +242,53 @@ func TestNothingIsSkippedByAccident(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhatTheDatabaseDoesNotDoNowIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"the connection is lost":      `SELECT pg_terminate_backend(pg_backend_pid())`,
+		"a conflict with others":      `DO $$ BEGIN RAISE EXCEPTION 'try again' USING ERRCODE = 'serialization_failure'; END $$`,
+		"the database has no room":    `DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = 'disk_full'; END $$`,
+		"a lock that others hold":     `DO $$ BEGIN RAISE EXCEPTION 'held' USING ERRCODE = 'lock_not_available'; END $$`,
+		"the server is shutting down": `DO $$ BEGIN RAISE EXCEPTION 'bye' USING ERRCODE = 'admin_shutdown'; END $$`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			var failed atomic.Int32
+			def := projection.Define("patient", 1, "account").On("Added", func(ctx context.Context, tx *projection.Tx, _ eventstore.Recorded) error {
+				if failed.Add(1) > 2 {
+					return nil
+				}
+				return tx.Queue(ctx, sql)
+			})
+			r.append("account-1", 1, 2)
+			r.run(projection.Options{}, def)
+			r.handled("patient", 2)
+		})
+	}
+}
+
+// panicking is a store in which reading panics now and then.
+type panicking struct {
+	eventstore.Store
+	calls atomic.Int32
+}
+
+func (p *panicking) ReadAll(ctx context.Context, from eventstore.Checkpoint, filter eventstore.Filter, limit int) (eventstore.Page, error) {
+	if p.calls.Add(1)%2 == 1 {
+		panic("a bug below the handlers")
+	}
+	return p.Store.ReadAll(ctx, from, filter, limit)
+}
+
+func TestAPanicOutsideOfAHandlerIsNoEndOfTheProcess(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.append("account-1", 1, 2)
+	r.run(projection.Options{Store: &panicking{Store: r.store}}, sums(1))
+	r.eventually("it is tried again", r.same)
 }
 
 func TestWhoeverAppendedCanWaitForTheReadModel(t *testing.T) {
@@ -241,31 +322,78 @@ func TestWhoeverAppendedCanWaitForTheReadModel(t *testing.T) {
 func TestLagIsMeasured(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	var block atomic.Bool
-	block.Store(true)
-	def := projection.Define("held", 1, "account").On("Added", func(context.Context, *projection.Tx, eventstore.Recorded) error {
-		if block.Load() {
+	entered, leave := make(chan struct{}, 10), make(chan struct{})
+	var mended atomic.Bool
+	def := projection.Define("held", 1, "account").On("Added", func(ctx context.Context, _ *projection.Tx, _ eventstore.Recorded) error {
+		entered <- struct{}{}
+		select {
+		case <-leave:
+		case <-ctx.Done():
+		}
+		if !mended.Load() {
 			return errors.New("not now")
 		}
 		return nil
 	})
 	r.append("account-1", 1, 2, 3)
 	registry := prometheus.NewRegistry()
-	r.run(projection.Options{Metrics: registry}, def)
-	r.stopped("held")
-	gauge := func(name, want string) func() error {
+	_, stop := r.run(projection.Options{Metrics: registry}, def)
+	gauge := func(name string) float64 { return value(t, registry, name) }
+	is := func(name string, want float64) func() error {
 		return func() error {
-			return testutil.GatherAndCompare(registry, strings.NewReader(want), name)
+			if got := gauge(name); got != want {
+				return fmt.Errorf("%s is %v, want %v", name, got, want)
+			}
+			return nil
 		}
 	}
-	r.eventually("it says that it has stopped", gauge("saga_projection_stopped",
-		"# HELP saga_projection_stopped 1 while the projection has stopped at an event and waits for a person.\n# TYPE saga_projection_stopped gauge\nsaga_projection_stopped{generation=\"1\",projection=\"held\"} 1\n"))
-	block.Store(false)
+	<-entered // while it is at the first page
+	if n, age := gauge("saga_projection_lag_events"), gauge("saga_projection_lag_seconds"); n != 3 || age <= 0 {
+		t.Errorf("at the first of 3 events the lag is %v events, %v s", n, age)
+	}
+	close(leave)
+	r.stopped("held")
+	r.append("account-1", 4, 5)
+	r.eventually("it says that it has stopped", is("saga_projection_stopped", 1))
+	r.eventually("it falls behind while it has stopped", is("saga_projection_lag_events", 5))
+	age := gauge("saga_projection_lag_seconds")
+	r.eventually("it grows old", func() error {
+		if now := gauge("saga_projection_lag_seconds"); now <= age {
+			return fmt.Errorf("%v s, and before %v s", now, age)
+		}
+		return nil
+	})
+	if live := r.states("held")["live"]; live.Behind != 5 {
+		t.Errorf("the list says that it is %d behind, want 5", live.Behind)
+	}
+	stop() // another process says the same
+	registry = prometheus.NewRegistry()
+	r.run(projection.Options{Metrics: registry}, def)
+	r.eventually("the next owner says that it has stopped", is("saga_projection_stopped", 1))
+	r.eventually("the next owner says how far it is behind", is("saga_projection_lag_events", 5))
+	mended.Store(true)
 	if err := projection.Retry(t.Context(), r.pool, "held"); err != nil {
 		t.Fatal(err)
 	}
-	r.eventually("the lag is gone", gauge("saga_projection_lag_events",
-		"# HELP saga_projection_lag_events Positions between the read model and the newest event; at least as many as events are left to handle.\n# TYPE saga_projection_lag_events gauge\nsaga_projection_lag_events{generation=\"1\",projection=\"held\"} 0\n"))
+	r.handled("held", 5)
+	for _, name := range []string{"saga_projection_lag_events", "saga_projection_lag_seconds", "saga_projection_stopped"} {
+		r.eventually("the lag is gone", is(name, 0))
+	}
+}
+
+// value is what a gauge of the only projection says; -1 where it says nothing.
+func value(t *testing.T, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	return -1
 }
 
 func TestADefinitionThatCannotWorkIsRefusedAtTheStart(t *testing.T) {

@@ -105,7 +105,9 @@ func (r *rig) run(o projection.Options, defs ...*projection.Definition) (*projec
 	if o.Pool == nil {
 		o.Pool = r.pool
 	}
-	o.Store = storepg.New(o.Pool)
+	if o.Store == nil {
+		o.Store = storepg.New(o.Pool)
+	}
 	o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	runner, err := projection.NewRunner(o, defs...)
 	if err != nil {

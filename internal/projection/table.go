@@ -28,8 +28,10 @@ type Failure struct {
 	Version  int64     `json:"version"`
 	Position int64     `json:"position"`
 	Type     string    `json:"type"`
-	Error    string    `json:"error"`
-	At       time.Time `json:"at"`
+	// RecordedAt is when the event was appended.
+	RecordedAt time.Time `json:"recordedAt,omitzero"`
+	Error      string    `json:"error"`
+	At         time.Time `json:"at"`
 }
 
 func (f *Failure) String() string {
@@ -45,7 +47,7 @@ type State struct {
 	// Inline generations move with the appends themselves; they have no checkpoint.
 	Inline     bool
 	Checkpoint eventstore.Checkpoint
-	// Handled counts events; Behind is how many positions there were left to read at the last commit.
+	// Handled counts events; Behind is how many positions there were left to read at the last commit, or, of one that has stopped, when its owner last looked.
 	Handled, Behind int64
 	// ReadUntil is when the last event that was handled had been recorded.
 	ReadUntil  time.Time
@@ -157,6 +159,16 @@ func save(ctx context.Context, db database, s *State, ttl time.Duration) error {
 // renew keeps a lease while a handler takes its time.
 func renew(ctx context.Context, db database, s *State, ttl time.Duration) error {
 	return oneRow(db.Exec(ctx, `UPDATE projections SET lease_until = now() + $4::interval WHERE `+owned, s.Name, s.Generation, s.LeaseEpoch, ttl))
+}
+
+// renewStopped does so while a generation has stopped, and puts down how many positions it is behind by now.
+func renewStopped(ctx context.Context, db database, s *State, ttl time.Duration) (behind int64, err error) {
+	err = db.QueryRow(ctx, `UPDATE projections SET lease_until = now() + $4::interval, behind = greatest((SELECT max(position) FROM event_store) - $5 + 1, 1) WHERE `+owned+` RETURNING behind`,
+		s.Name, s.Generation, s.LeaseEpoch, ttl, s.Failure.Position).Scan(&behind)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = errStale
+	}
+	return behind, err
 }
 
 // release gives a lease back, so that another replica need not wait for its end.
