@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -151,10 +152,10 @@ func TestASkippedEventStaysSkippedAndSomebodySaidSo(t *testing.T) {
 	def := projection.Define("lax", 1, "account").On("Added", projection.For(decode, func(context.Context, *projection.Tx, projection.Event[fact]) error { return nil }))
 	r.run(projection.Options{}, def)
 	r.stopped("lax")
-	if _, err := projection.Skip(t.Context(), r.pool, "lax", "ada", ""); err == nil {
+	if _, err := projection.Skip(t.Context(), r.pool, "lax", uuid.Nil, "ada", ""); err == nil {
 		t.Error("it was skipped without a reason")
 	}
-	skipped, err := projection.Skip(t.Context(), r.pool, "lax", "ada", "the number is a word")
+	skipped, err := projection.Skip(t.Context(), r.pool, "lax", uuid.Nil, "ada", "the number is a word")
 	if err != nil || len(skipped) != 1 || skipped[0].EventID != a.Events[1].ID {
 		t.Fatalf("skipped %v, %v", skipped, err)
 	}

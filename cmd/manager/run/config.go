@@ -175,7 +175,8 @@ manager grants ROLE         print the SQL that gives a role what the operator ne
 manager projections list [flags]              show the read models: how far they are, and at which event they have stopped
 manager projections rebuild NAME [flags]      build a read model anew beside the one that is live, which it then replaces
 manager projections retry NAME [flags]        have a stopped one try its event again
-manager projections skip NAME REASON [flags]  have it go on without that event, for good
+manager projections skip NAME REASON [flags]  have it go on without that event, for good; --event ID says which
+manager projections remove NAME [flags]       end one whose code is gone, so that retention waits for it no more
 manager outbox sinks [flags]                    show the sinks: what waits for each, its dead letters, and why it takes nothing
 manager outbox list [SELECTION] [flags]         show the messages that a sink did not take, and those that wait behind them
 manager outbox retry SELECTION [flags]          have some of them tried again now, dead letters too

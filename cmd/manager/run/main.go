@@ -89,12 +89,13 @@ func asking(ctx context.Context, command string, args []string, out io.Writer) (
 		asked, flags, wrong := parseOutbox(args)
 		return func(c Config) error { return ofOutbox(ctx, c, asked, out) }, flags, wrong
 	}
-	asked, flags := words(args)
 	if command == "events" {
+		asked, flags := words(args)
 		of, wrong := parseEvents(asked)
 		return func(c Config) error { return ofEvents(ctx, c, of, out) }, flags, wrong
 	}
-	return func(c Config) error { return projections(ctx, c, asked, out) }, flags, askedOfProjections(asked)
+	asked, flags, wrong := parseProjections(args)
+	return func(c Config) error { return projections(ctx, c, asked, out) }, flags, wrong
 }
 
 // split takes the command off the arguments.

@@ -2,6 +2,8 @@ package run
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -9,11 +11,13 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/google/uuid"
+
 	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/projection"
 )
 
-const projectionsUsage = `projections list | rebuild NAME | retry NAME | skip NAME REASON`
+const projectionsUsage = `projections list | rebuild NAME | retry NAME | skip NAME REASON [--event ID] | remove NAME`
 
 // words takes the arguments before the first flag.
 func words(args []string) (before, flags []string) {
@@ -25,8 +29,57 @@ func words(args []string) (before, flags []string) {
 	return args, nil
 }
 
+// askedOfProjections is what `manager projections …` was asked for.
+type askedOfProjections struct {
+	verb, name, reason string
+	event              uuid.UUID
+}
+
+// parseProjections takes what belongs to `manager projections` off the arguments. The rest are the flags that every command has.
+func parseProjections(args []string) (asked askedOfProjections, rest []string, err error) {
+	said, flags := words(args)
+	fs := flag.NewFlagSet("projections", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Func("event", "", func(v string) (err error) {
+		if asked.event, err = uuid.Parse(v); err != nil || asked.event == uuid.Nil {
+			return errors.New("it is the ID of an event; `manager projections list` shows those at which projections have stopped")
+		}
+		return nil
+	})
+	given, rest := apart(fs, flags)
+	if err := fs.Parse(given); err != nil {
+		return asked, rest, err
+	}
+	usage := fmt.Errorf("usage: manager %s", projectionsUsage)
+	n := len(said)
+	if n > 0 {
+		asked.verb = said[0]
+	}
+	if n > 1 {
+		asked.name, asked.reason = said[1], strings.Join(said[2:], " ")
+	}
+	if asked.event != uuid.Nil && asked.verb != "skip" {
+		return asked, rest, usage
+	}
+	switch asked.verb {
+	case "list":
+		if n == 1 {
+			return asked, rest, nil
+		}
+	case "rebuild", "retry", "remove":
+		if n == 2 {
+			return asked, rest, nil
+		}
+	case "skip":
+		if n >= 3 {
+			return asked, rest, nil
+		}
+	}
+	return asked, rest, usage
+}
+
 // projections does what `manager projections …` asks for.
-func projections(ctx context.Context, c Config, asked []string, out io.Writer) error {
+func projections(ctx context.Context, c Config, asked askedOfProjections, out io.Writer) error {
 	pool, err := postgres.Open(ctx, postgres.Config{URL: string(c.DatabaseURL), MaxConns: 2})
 	if err != nil {
 		return err
@@ -35,8 +88,8 @@ func projections(ctx context.Context, c Config, asked []string, out io.Writer) e
 	if err := postgres.CheckSchema(ctx, pool); err != nil {
 		return err
 	}
-	verb, name, rest := asked[0], strings.Join(asked[1:min(2, len(asked))], ""), asked[min(2, len(asked)):]
-	switch verb {
+	name := asked.name
+	switch asked.verb {
 	case "rebuild":
 		if err := projection.Rebuild(ctx, pool, name); err != nil {
 			return err
@@ -48,13 +101,21 @@ func projections(ctx context.Context, c Config, asked []string, out io.Writer) e
 		}
 		fmt.Fprintf(out, "%s tries its event again\n", name)
 	case "skip":
-		skipped, err := projection.Skip(ctx, pool, name, actor(), strings.Join(rest, " "))
+		skipped, err := projection.Skip(ctx, pool, name, asked.event, actor(), asked.reason)
+		if errors.Is(err, projection.ErrWhich) {
+			return fmt.Errorf("%w; give --event ID", err)
+		}
 		if err != nil {
 			return err
 		}
 		for _, f := range skipped {
-			fmt.Fprintf(out, "%s goes on without %s\n", name, &f)
+			fmt.Fprintf(out, "%s goes on without %s\n", name, oneLine(f.String()))
 		}
+	case "remove":
+		if err := projection.Remove(ctx, pool, name); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "%s is removed: retention waits for it no more. `manager projections list` shows what is left of it; removing it again forgets that too\n", name)
 	default:
 		all, err := projection.List(ctx, pool)
 		if err != nil {
@@ -63,15 +124,6 @@ func projections(ctx context.Context, c Config, asked []string, out io.Writer) e
 		return printProjections(out, all)
 	}
 	return nil
-}
-
-// askedOfProjections checks what stands behind `manager projections`.
-func askedOfProjections(asked []string) error {
-	n := len(asked)
-	if n == 1 && asked[0] == "list" || n == 2 && (asked[0] == "rebuild" || asked[0] == "retry") || n >= 3 && asked[0] == "skip" {
-		return nil
-	}
-	return fmt.Errorf("usage: manager %s", projectionsUsage)
 }
 
 // actor names who gives the command.
@@ -92,7 +144,7 @@ func printProjections(out io.Writer, all []projection.State) error {
 	for _, s := range all {
 		stopped := ""
 		if s.Failure != nil {
-			stopped = s.Failure.String()
+			stopped = oneLine(s.Failure.String())
 		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%d\t%d\t%s\t%s\n", s.Name, s.Generation, s.Version, s.Status, s.Handled, s.Behind, s.Owner, stopped)
 	}

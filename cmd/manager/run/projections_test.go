@@ -75,14 +75,31 @@ func TestAPersonSendsAStoppedReadModelOn(t *testing.T) {
 		t.Errorf("rebuilding: exit code %d, %s", code, out)
 	}
 	until("saga_summary   2            1         live")
-	for _, wrong := range [][]string{{"retry", "none"}, {"rebuild", "none"}, {"skip", "none", "why"}, {"retry", "saga_summary"}} {
+	for _, wrong := range [][]string{
+		{"retry", "none"}, {"rebuild", "none"}, {"skip", "none", "why"}, {"retry", "saga_summary"}, {"remove", "none"},
+		{"remove", "saga_summary"}, // it is fed
+		{"skip", "saga_history", "not this one", "--event", uuid.NewString()},
+	} {
 		if code, out := command(wrong...); code != exitFailed || !strings.Contains(out, wrong[1]) {
 			t.Errorf("%v: exit code %d, %s", wrong, code, out)
 		}
 	}
-	for _, wrong := range [][]string{{}, {"dance"}, {"skip", "saga_summary"}, {"rebuild"}} {
+	for _, wrong := range [][]string{{}, {"dance"}, {"skip", "saga_summary"}, {"rebuild"}, {"remove"}, {"retry", "saga_history", "--event", poison.ID.String()}} {
 		if code, out := command(wrong...); code != exitUsage || !strings.Contains(out, "usage: manager projections") {
 			t.Errorf("%v: exit code %d, %s", wrong, code, out)
 		}
 	}
+	if code, out := command("skip", "saga_history", "nobody needs it", "--event", "7"); code != exitUsage || !strings.Contains(out, "the ID of an event") {
+		t.Errorf("skipping what is no event: exit code %d, %s", code, out)
+	}
+	if code, out := command("skip", "saga_history", "nobody needs it", "--event", poison.ID.String()); code != exitOK || !strings.Contains(out, poison.ID.String()) {
+		t.Errorf("skipping by the event's ID: exit code %d, %s", code, out)
+	}
+	if _, err := pool.Exec(t.Context(), `INSERT INTO projections (name, generation, version, status) VALUES ('saga_histories', 1, 1, 'live')`); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := command("remove", "saga_histories"); code != exitOK || !strings.Contains(out, "is removed") {
+		t.Errorf("removing one whose code is gone: exit code %d, %s", code, out)
+	}
+	until("saga_histories   1            1         retired")
 }

@@ -93,7 +93,7 @@ func TestAHistoryGoesOnWhereItsFirstEventWasSkipped(t *testing.T) {
 	for range 2 {
 		for _, name := range []string{"saga_history", "saga_summary"} {
 			for {
-				_, err := projection.Skip(t.Context(), w.pool, name, "ada", "it cannot be read")
+				_, err := projection.Skip(t.Context(), w.pool, name, uuid.Nil, "ada", "it cannot be read")
 				if err == nil {
 					break
 				}
