@@ -17,3 +17,24 @@ END;
 $$;
 -- +goose StatementEnd
 CREATE TRIGGER remove_history AFTER DELETE ON saga_state REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION remove_history();
+
+-- As before, but it adds nothing to an empty table: that has rows from its first moment on, and is empty only while a dump is being restored, which brings them.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION enter_cluster() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    here constant bigint := (SELECT system_identifier FROM pg_control_system());
+    last store_clusters;
+BEGIN
+    SELECT * INTO last FROM store_clusters ORDER BY epoch DESC LIMIT 1;
+    IF last.epoch IS NULL OR last.system_identifier = here THEN
+        RETURN last.epoch;
+    END IF;
+    LOCK TABLE store_clusters IN SHARE ROW EXCLUSIVE MODE; -- of many connections one adds the row
+    SELECT * INTO last FROM store_clusters ORDER BY epoch DESC LIMIT 1;
+    IF last.system_identifier <> here THEN
+        INSERT INTO store_clusters (epoch, system_identifier) VALUES (last.epoch + 1, here) RETURNING * INTO last;
+    END IF;
+    RETURN last.epoch;
+END;
+$$;
+-- +goose StatementEnd

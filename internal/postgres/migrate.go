@@ -115,9 +115,22 @@ func Status(ctx context.Context, pool *pgxpool.Pool) (Schema, error) {
 
 // CheckSchema returns nil if the pool's database is exactly at the version that
 // this binary knows, else ErrSchemaOlder or ErrSchemaNewer, or why it could not
-// be asked. One small query: fit for a readiness check.
+// be asked. Two small queries: fit for a readiness check. Nothing is appended
+// before it: connections may be older than a schema that was restored from a
+// dump of another cluster, and the store has to know that it is in this one.
 func CheckSchema(ctx context.Context, pool *pgxpool.Pool) error {
-	return checkSchema(ctx, pool, migrations.FS)
+	err := checkSchema(ctx, pool, migrations.FS)
+	if err != nil && !errors.Is(err, ErrSchemaNewer) {
+		return err
+	}
+	entered, wrong := enterCluster(ctx, pool)
+	switch {
+	case wrong != nil:
+		return fmt.Errorf("telling the event store which database cluster it is in: %w", wrong)
+	case !entered && err == nil:
+		return errors.New("the database is a standby, or is being restored from a dump and not complete; it is looked at again")
+	}
+	return err
 }
 
 func checkSchema(ctx context.Context, pool *pgxpool.Pool, files fs.FS) error {

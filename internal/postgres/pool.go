@@ -100,19 +100,28 @@ func (c Config) parse() (*pgxpool.Config, error) {
 	bound(params, "statement_timeout", c.StatementTimeout, DefaultStatementTimeout)
 	bound(params, "lock_timeout", c.LockTimeout, DefaultLockTimeout)
 	bound(params, "idle_in_transaction_session_timeout", c.IdleInTxTimeout, DefaultIdleInTxTimeout)
-	config.AfterConnect = enterCluster
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := enterCluster(ctx, conn)
+		return err
+	}
 	return config, nil
 }
 
 // enterCluster tells the event store which database cluster it is in: restored from a dump into another one, it finds transaction ids that begin again, and readers
-// of the order of all events have to know. A database without the schema has nothing to tell.
-func enterCluster(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, "SELECT enter_cluster()", pgx.QueryExecModeSimpleProtocol)
+// of the order of all events have to know. False says that there was nobody to tell: the database has no schema yet, or is being restored, or is a standby, which appends nothing.
+func enterCluster(ctx context.Context, db interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}) (bool, error) {
+	var epoch *int32
+	err := db.QueryRow(ctx, "SELECT enter_cluster()", pgx.QueryExecModeSimpleProtocol).Scan(&epoch)
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "42883" || pg.Code == "25006") { // undefined_function; read_only_sql_transaction: a standby appends nothing
-		return nil
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case "42883", "42P01", "25006": // undefined_function, undefined_table, read_only_sql_transaction
+			return false, nil
+		}
 	}
-	return err
+	return epoch != nil, err
 }
 
 func bound(params map[string]string, name string, value, standard time.Duration) {
