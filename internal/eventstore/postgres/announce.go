@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,29 +45,42 @@ func (a *Announcer) Announce() {
 
 // Run announces and hears until ctx is done. It takes one connection of the pool for itself.
 func (a *Announcer) Run(ctx context.Context) error {
-	go a.speak(ctx)
-	for ctx.Err() == nil {
-		if err := a.listen(ctx); err != nil && ctx.Err() == nil {
-			a.log.Debug("announcements of other processes are not heard; readers poll", "error", err)
-			pause(ctx, reconnectEvery)
-		}
-	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { a.again(ctx, a.speak, "a commit was not announced; readers in other processes poll") })
+	a.again(ctx, a.listen, "announcements of other processes are not heard; readers poll")
 	return nil
 }
 
-// speak sends one announcement for all that came together, at once where there was quiet before.
-func (a *Announcer) speak(ctx context.Context) {
-	for {
-		select {
-		case <-a.pending:
-		case <-ctx.Done():
-			return
-		}
-		if _, err := a.pool.Exec(ctx, `SELECT pg_notify($1, '')`, channel); err != nil && ctx.Err() == nil {
-			a.log.Debug("a commit was not announced; readers in other processes poll", "error", err)
-		}
-		pause(ctx, announceEvery)
+// again does something until ctx is done, and after an error or a panic once more, a little later: readers poll, so nothing is lost meanwhile.
+func (a *Announcer) again(ctx context.Context, do func(context.Context) error, failed string) {
+	once := func() (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("panic: %v", p)
+				a.log.Error("a panic", "panic", p, "stack", string(debug.Stack()))
+			}
+		}()
+		return do(ctx)
 	}
+	for ctx.Err() == nil {
+		if err := once(); err != nil && ctx.Err() == nil {
+			a.log.Debug(failed, "error", err)
+			pause(ctx, reconnectEvery)
+		}
+	}
+}
+
+// speak sends one announcement for all that came together, at once where there was quiet before.
+func (a *Announcer) speak(ctx context.Context) error {
+	select {
+	case <-a.pending:
+	case <-ctx.Done():
+		return nil
+	}
+	_, err := a.pool.Exec(ctx, `SELECT pg_notify($1, '')`, channel)
+	pause(ctx, announceEvery)
+	return err
 }
 
 func (a *Announcer) listen(ctx context.Context) error {

@@ -81,3 +81,23 @@ func TestManyCommitsAreAnnouncedTogether(t *testing.T) {
 		t.Errorf("%d commits were announced %d times", announced.Load(), n)
 	}
 }
+
+func TestAPanicOfWhoeverHearsIsNoEndOfTheProcess(t *testing.T) {
+	t.Parallel()
+	url := throwaway.Database(t)
+	var calls atomic.Int32
+	heard := make(chan struct{}, 1000)
+	a := storepg.NewAnnouncer(open(t, url, nil), slog.New(slog.DiscardHandler), func() {
+		if calls.Add(1) == 1 {
+			panic("a bug")
+		}
+		heard <- struct{}{}
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = a.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	hears(t, heard) // it listens again
+	a.Announce()
+	hears(t, heard)
+}

@@ -23,6 +23,12 @@ func (g *Gathering) AwaitFlushers(t testing.TB, n int) {
 	g.await(t, func() bool { return g.active == n && len(g.busy) == n })
 }
 
+// AwaitWaitingForRoom waits until an append waits for room: then not even room for nothing is given to others.
+func (g *Gathering) AwaitWaitingForRoom(t testing.TB) {
+	t.Helper()
+	g.await(t, func() bool { return !g.room.TryAcquire(0) })
+}
+
 func (g *Gathering) await(t testing.TB, reached func() bool) {
 	t.Helper()
 	for t.Context().Err() == nil {

@@ -2,8 +2,11 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -56,5 +59,40 @@ func TestATransactionThatRanAboveTheSnapshotsEndIsNotLost(t *testing.T) {
 	second, err := store.ReadAll(t.Context(), first.Next, eventstore.Filter{}, 10)
 	if err != nil || len(second.Events) != 1 || second.Events[0].Stream != "upper-1" {
 		t.Errorf("then read %v, %v: the event that committed late is lost", second.Events, err)
+	}
+}
+
+// A page looks through so many positions; what comes right behind them is the next page's.
+func TestAnEventRightBehindWhatAPageLooksThroughIsNotLost(t *testing.T) {
+	t.Parallel()
+	pool := open(t, throwaway.Database(t), nil)
+	store := storepg.New(pool)
+	const span = 20_000
+	add := func(position int) eventstore.Event {
+		t.Helper()
+		if _, err := pool.Exec(t.Context(), fmt.Sprintf(`ALTER TABLE event_store ALTER COLUMN position RESTART WITH %d`, position)); err != nil {
+			t.Fatal(err)
+		}
+		e := event()
+		if _, err := store.Append(t.Context(), eventstore.Append{Stream: "s-" + e.ID.String(), Events: []eventstore.Event{e}}); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	var want []uuid.UUID
+	for _, position := range []int{span, span + 1, 2*span + 1, 2*span + 2, 5 * span} {
+		want = append(want, add(position).ID)
+	}
+	var got []uuid.UUID
+	var from eventstore.Checkpoint
+	for more := true; more; {
+		page, err := store.ReadAll(t.Context(), from, eventstore.Filter{}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, from, more = append(got, ids(page.Events)...), page.Next, page.More
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("read %v, want %v", got, want)
 	}
 }

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -90,7 +91,17 @@ func TestNobodyChangesEvents(t *testing.T) {
 			var refused *pgconn.PgError
 			if !errors.As(err, &refused) || refused.Code != "42501" {
 				t.Errorf("the %s's %s: %v, want it refused for want of a right", who, sql, err)
+				continue
 			}
+			// The operator has no right to it; whoever has is refused by the trigger.
+			if byTrigger := strings.Contains(refused.Message, "events are never changed"); byTrigger != (who != "operator") {
+				t.Errorf("the %s's %s was refused with %q", who, sql, refused.Message)
+			}
+		}
+	}
+	for _, right := range []string{"UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"} {
+		if count(t, as["owner"], `SELECT (has_table_privilege('saga_runtime', 'event_store', $1) OR has_any_column_privilege('saga_runtime', 'event_store', CASE WHEN $1 IN ('UPDATE', 'REFERENCES') THEN $1 ELSE 'UPDATE' END))::integer`, right) != 0 {
+			t.Errorf("the operator has the right to %s events", right)
 		}
 	}
 	if n := count(t, as["owner"], `SELECT count(*) FROM event_store WHERE type = 'Happened'`); n != 2 {
