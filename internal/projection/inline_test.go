@@ -27,6 +27,13 @@ func (r *rig) prepare(inline bool, def *projection.Definition) error {
 	return runner.Prepare(r.t.Context())
 }
 
+func (r *rig) prepareInline(def *projection.Definition) {
+	r.t.Helper()
+	if err := r.prepare(true, def); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // inlineAppend appends as a process does whose code has the definition inline.
 func (r *rig) inlineAppend(def *projection.Definition, stream string) error {
 	r.t.Helper()
@@ -52,9 +59,7 @@ func (r *rig) refused(err error, want string) {
 func TestAnAppendWritesNoReadModelOfAnotherVersion(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	if err := r.prepare(true, sums(2)); err != nil {
-		t.Fatal(err)
-	}
+	r.prepareInline(sums(2))
 	r.refused(r.inlineAppend(sums(1), "account-1"), "upgrade this process")
 	r.refused(r.inlineAppend(sums(3), "account-1"), "appends go on when it has taken over")
 	if err := r.inlineAppend(sums(1), "other-1"); err != nil {
@@ -91,9 +96,7 @@ func TestAReadModelBecomesInlineOnlyUnderANewVersion(t *testing.T) {
 func TestAReadModelStopsBeingInlineOnlyUnderANewVersion(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	if err := r.prepare(true, sums(1)); err != nil {
-		t.Fatal(err)
-	}
+	r.prepareInline(sums(1))
 	r.refused(r.prepare(false, sums(1)), "count the definition's version up")
 	r.run(projection.Options{}, sums(2))
 	r.rebuilt("sums", 2)
