@@ -265,7 +265,7 @@ func child(url string) int {
 			if _, err := tx.Exec(ctx, `SELECT 1`); err != nil { // what is queued is with the server
 				return err
 			}
-			fmt.Println("there")
+			fmt.Fprintln(os.Stdout, "there")
 			select {}
 		}
 		return nil

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -94,6 +95,11 @@ func (r *retention) Start(ctx context.Context) error {
 }
 
 func (r *retention) remove(ctx context.Context) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.log.Error("removing the history of finished sagas panicked; it is tried again later", "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
 	total := 0
 	for {
 		n, err := r.store.RemoveFinished(ctx, time.Now().Add(-r.after), retentionBatch)
