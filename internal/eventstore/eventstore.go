@@ -21,7 +21,11 @@ const (
 	MaxEventsPerAppend = 1000
 	// MaxMessagesPerAppend bounds the outbox messages.
 	MaxMessagesPerAppend = 1000
-	// MaxAppendBytes bounds the data of everything in one append together: it travels, and is kept in memory on both sides, as one piece.
+	// MaxNameBytes bounds the type of an event, the type, key, destination, source, subject and namespace of a message, and the names in a state row.
+	MaxNameBytes = 1 << 10
+	// MaxMetadataBytes bounds the metadata of one event, and that of one message with its labels.
+	MaxMetadataBytes = 64 << 10
+	// MaxAppendBytes bounds everything in one append together, data, names and metadata: it travels, and is kept in memory on both sides, as one piece.
 	MaxAppendBytes = 32 << 20
 	// MaxStreamsPerAppend bounds the streams of one transaction.
 	MaxStreamsPerAppend = 100

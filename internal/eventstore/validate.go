@@ -44,7 +44,7 @@ func (a *Append) Validate() error {
 		}
 	}
 	if size := a.Size(); size > MaxAppendBytes {
-		return invalid("its data is %d bytes long in all, more than the limit of %d", size, MaxAppendBytes)
+		return invalid("it is %d bytes long in all, more than the limit of %d", size, MaxAppendBytes)
 	}
 	return nil
 }
@@ -66,24 +66,47 @@ func ValidateAll(all []Append) error {
 		size += all[i].Size()
 	}
 	if size > MaxAppendBytes {
-		return fmt.Errorf("appending to %d streams: %w: the data is %d bytes long in all, more than the limit of %d", len(all), ErrInvalid, size, MaxAppendBytes)
+		return fmt.Errorf("appending to %d streams: %w: they are %d bytes long in all, more than the limit of %d", len(all), ErrInvalid, size, MaxAppendBytes)
 	}
 	return nil
 }
 
-// Size is how many bytes of data an append brings.
+// Size is how many bytes an append brings: data, names and metadata.
 func (a *Append) Size() int {
-	n := 0
+	n := len(a.Stream)
 	for i := range a.Events {
-		n += len(a.Events[i].Data)
+		e := &a.Events[i]
+		n += len(e.Type) + len(e.Data) + e.Metadata.size()
 	}
 	for i := range a.Messages {
-		n += len(a.Messages[i].Data)
+		m := &a.Messages[i]
+		n += len(m.Data) + m.metadataSize()
+		for _, name := range m.names() {
+			n += len(name)
+		}
 	}
-	if a.State != nil {
-		n += len(a.State.State)
+	if s := a.State; s != nil {
+		n += len(s.Namespace) + len(s.Name) + len(s.Phase) + len(s.State)
 	}
 	return n
+}
+
+func (m *Metadata) size() int {
+	return len(m.CorrelationID) + len(m.CausationID) + len(m.TraceParent) + len(m.Actor)
+}
+
+// metadataSize is that of a message's metadata and labels.
+func (m *Message) metadataSize() int {
+	n := m.Metadata.size()
+	for k, v := range m.Labels {
+		n += len(k) + len(v)
+	}
+	return n
+}
+
+// names are the texts of a message that MaxNameBytes bounds.
+func (m *Message) names() [6]string {
+	return [6]string{m.Type, m.Key, m.Destination, m.Source, m.Subject, m.Namespace}
 }
 
 // Validate reports, as an ErrInvalid, what is wrong with an answer.
@@ -133,21 +156,32 @@ func (e *Event) check() string {
 		return "it has no id"
 	case e.Type == "" || !text(e.Type):
 		return "its type is not text"
+	case len(e.Type) > MaxNameBytes:
+		return fmt.Sprintf("its type is %d bytes long, more than the limit of %d", len(e.Type), MaxNameBytes)
 	case e.SchemaVersion < 1 || e.SchemaVersion > math.MaxInt32:
 		return fmt.Sprintf("its schema version %d is not between 1 and %d", e.SchemaVersion, math.MaxInt32)
 	case !e.Metadata.valid():
 		return "its metadata is not UTF-8"
+	case e.Metadata.size() > MaxMetadataBytes:
+		return fmt.Sprintf("its metadata is %d bytes long, more than the limit of %d", e.Metadata.size(), MaxMetadataBytes)
 	default:
 		return checkJSON(e.Data)
 	}
 }
 
 func (m *Message) check() string {
+	for i, name := range m.names() {
+		if len(name) > MaxNameBytes {
+			return fmt.Sprintf("its %s is %d bytes long, more than the limit of %d", [6]string{"type", "key", "destination", "source", "subject", "namespace"}[i], len(name), MaxNameBytes)
+		}
+	}
 	switch {
 	case m.ID == uuid.Nil || m.Type == "" || m.Key == "" || !text(m.Type) || !text(m.Key) || !text(m.Destination):
 		return "it needs an id, a type and a key, all text without NUL"
 	case !m.Metadata.valid() || !utf8.ValidString(m.Source+m.Subject+m.Namespace):
 		return "its metadata is not UTF-8"
+	case m.metadataSize() > MaxMetadataBytes:
+		return fmt.Sprintf("its metadata and labels are %d bytes long, more than the limit of %d", m.metadataSize(), MaxMetadataBytes)
 	default:
 		return checkJSON(m.Data)
 	}
@@ -156,6 +190,11 @@ func (m *Message) check() string {
 func (s *SagaState) check() string {
 	if s.UID == uuid.Nil || !text(s.Namespace) || !text(s.Name) || !text(s.Phase) {
 		return "it needs a uid, and text without NUL"
+	}
+	for what, name := range map[string]string{"namespace": s.Namespace, "name": s.Name, "phase": s.Phase} {
+		if len(name) > MaxNameBytes {
+			return fmt.Sprintf("its %s is %d bytes long, more than the limit of %d", what, len(name), MaxNameBytes)
+		}
 	}
 	return checkJSON(s.State)
 }

@@ -78,10 +78,16 @@ var values = []behaviour{
 		for range eventstore.MaxAppendBytes / eventstore.MaxEventBytes {
 			a.Events = append(a.Events, event(data))
 		}
-		if err := a.Validate(); err != nil {
-			t.Fatalf("the largest is refused: %v", err)
+		f.refused(a) // its names count too
+		last := &a.Events[len(a.Events)-1]
+		last.Data = last.Data[:len(last.Data)-1-(a.Size()-eventstore.MaxAppendBytes)]
+		last.Data = append(last.Data[:len(last.Data):len(last.Data)], '"')
+		if err := a.Validate(); err != nil || a.Size() != eventstore.MaxAppendBytes {
+			t.Fatalf("the largest, of %d bytes, is refused: %v", a.Size(), err)
 		}
-		a.State = state(uuid.New())
+		last.Metadata.Actor = "x"
+		f.refused(a)
+		last.Metadata.Actor, a.State = "", state(uuid.New())
 		f.refused(a)
 	}},
 	{"a limit below 1 reads nothing, the largest everything", func(t *testing.T, f *fixture) {

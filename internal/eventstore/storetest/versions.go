@@ -280,6 +280,42 @@ var limits = []behaviour{
 			f.refused(eventstore.Append{Stream: "s-1", Events: events(1), Messages: []eventstore.Message{m}})
 		}
 	}},
+	{"a name or metadata that is too long is refused, the longest is not", func(t *testing.T, f *fixture) {
+		long, much := strings.Repeat("n", eventstore.MaxNameBytes), strings.Repeat("m", eventstore.MaxMetadataBytes)
+		puts := []func(a *eventstore.Append, name, metadata string){
+			func(a *eventstore.Append, name, _ string) { a.Events[0].Type = name },
+			func(a *eventstore.Append, _, metadata string) { a.Events[0].Metadata.Actor = metadata },
+			func(a *eventstore.Append, _, metadata string) { a.Events[0].Metadata.CorrelationID = metadata },
+			func(a *eventstore.Append, name, _ string) { a.Messages[0].Type = name },
+			func(a *eventstore.Append, name, _ string) { a.Messages[0].Key = name },
+			func(a *eventstore.Append, name, _ string) { a.Messages[0].Destination = name },
+			func(a *eventstore.Append, name, _ string) { a.Messages[0].Source = name },
+			func(a *eventstore.Append, name, _ string) { a.Messages[0].Subject = name },
+			func(a *eventstore.Append, name, _ string) { a.Messages[0].Namespace = name },
+			func(a *eventstore.Append, _, metadata string) {
+				a.Messages[0].Metadata, a.Messages[0].Labels = eventstore.Metadata{}, map[string]string{"": metadata}
+			},
+			func(a *eventstore.Append, name, _ string) { a.State.Namespace = name },
+			func(a *eventstore.Append, name, _ string) { a.State.Name = name },
+			func(a *eventstore.Append, name, _ string) { a.State.Phase = name },
+		}
+		a := func(i int, name, metadata string) eventstore.Append {
+			a := eventstore.Append{Stream: fmt.Sprintf("s-%d", i), Events: events(1), Messages: []eventstore.Message{message("k")}, State: state(uuid.New())}
+			a.Events[0].Metadata = eventstore.Metadata{}
+			puts[i](&a, name, metadata)
+			return a
+		}
+		for i := range puts {
+			long := a(i, long+"n", much+"m")
+			if err := long.Validate(); err == nil || !strings.Contains(err.Error(), "more than the limit") {
+				t.Errorf("%d: %v, want that it is more than the limit", i, err)
+			}
+			f.refused(long)
+		}
+		for i := range puts {
+			f.append(a(i, long, much))
+		}
+	}},
 	{"a state row without a uid is refused", func(_ *testing.T, f *fixture) {
 		f.refused(eventstore.Append{Stream: "s-1", Events: events(1), State: state(uuid.Nil)})
 	}},
