@@ -255,7 +255,10 @@ type tree struct {
 	By       map[string]time.Time
 }
 
-type inner struct{ X int }
+type (
+	inner struct{ X int }
+	outer struct{ X int }
+)
 
 type writesByPointer struct{ x int }
 
@@ -265,7 +268,10 @@ func (p *writesByPointer) UnmarshalJSON(b []byte) error { return json.Unmarshal(
 func TestATypeThatJSONWouldCutIsRefused(t *testing.T) {
 	t.Parallel()
 	kept := []Type{
-		Of[tree]("a", 1), Of[struct{ inner }]("b", 1), Of[struct{ V any }]("c", 1), Of[struct{ _ int }]("d", 1), Of[struct {
+		Of[tree]("a", 1), Of[struct{ inner }]("b", 1), Of[struct {
+			X int `json:"x"`
+			inner
+		}]("c", 1), Of[struct{ _ int }]("d", 1), Of[struct {
 			A *big.Int
 			B uuid.UUID
 			C json.RawMessage
@@ -282,6 +288,18 @@ func TestATypeThatJSONWouldCutIsRefused(t *testing.T) {
 		}]("x", 1),
 		Of[struct{ X fmt.Stringer }]("x", 1), Of[struct{ X func() }]("x", 1), Of[struct{ X complex128 }]("x", 1), Of[struct{ *inner }]("x", 1),
 		Of[struct{ X writesByPointer }]("x", 1), Of[struct{ X big.Rat }]("x", 1),
+		Of[struct{ V any }]("x", 1), Of[struct{ V map[string]any }]("x", 1), Of[struct{ V []any }]("x", 1),
+		Of[struct {
+			N int
+			B int `json:"N,omitempty"`
+		}]("x", 1),
+		Of[struct {
+			X int
+			inner
+		}]("x", 1), Of[struct {
+			inner
+			outer
+		}]("x", 1),
 	} {
 		if _, err := NewRegistry(cut); err == nil {
 			t.Errorf("%+v was accepted", cut)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strings"
 )
 
 var (
@@ -29,6 +30,9 @@ func lossless(t reflect.Type, path string, seen map[reflect.Type]bool) error {
 	case reflect.Map:
 		return lossless(t.Elem(), path+"[…]", seen)
 	case reflect.Struct:
+		if err := distinct(t, path, map[string]string{}, map[reflect.Type]bool{}); err != nil {
+			return err
+		}
 		for i := range t.NumField() {
 			if err := field(t.Field(i), path, seen); err != nil {
 				return err
@@ -36,10 +40,7 @@ func lossless(t reflect.Type, path string, seen map[reflect.Type]bool) error {
 		}
 		return nil
 	case reflect.Interface:
-		if t.NumMethod() > 0 {
-			return fmt.Errorf("%s is an interface (%s): JSON does not say what was in it", path, t)
-		}
-		return nil
+		return fmt.Errorf("%s is an interface (%s): JSON does not say what was in it, and whole numbers above 2^53 come back as others; give it a type, or json.RawMessage", path, t)
 	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
 		return fmt.Errorf("%s is a %s, which has no JSON form", path, t)
 	default:
@@ -61,6 +62,38 @@ func field(f reflect.StructField, path string, seen map[reflect.Type]bool) error
 	default:
 		return lossless(f.Type, path, seen)
 	}
+}
+
+// distinct reports fields of a struct, those of embedded structs included, that have the same name in JSON: encoding/json passes over one of them, or over both.
+func distinct(t reflect.Type, path string, names map[string]string, seen map[reflect.Type]bool) error {
+	if seen[t] {
+		return nil
+	}
+	seen[t] = true
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		embedded := f.Type
+		if embedded.Kind() == reflect.Pointer {
+			embedded = embedded.Elem()
+		}
+		switch {
+		case f.Tag.Get("json") == "-", !f.IsExported() && !f.Anonymous:
+			continue
+		case f.Anonymous && name == "" && embedded.Kind() == reflect.Struct:
+			if err := distinct(embedded, path+"."+f.Name, names, seen); err != nil {
+				return err
+			}
+			continue
+		case name == "":
+			name = f.Name
+		}
+		if other, twice := names[name]; twice {
+			return fmt.Errorf("%s.%s has the name %q in JSON, as %s has, and one would be lost", path, f.Name, name, other)
+		}
+		names[name] = path + "." + f.Name
+	}
+	return nil
 }
 
 // ownForm reports whether a type writes and reads itself. A value in an interface has no address, so methods of the pointer would not be called to write it.

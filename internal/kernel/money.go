@@ -202,8 +202,11 @@ func (m Money) MarshalText() ([]byte, error) {
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (m *Money) UnmarshalText(b []byte) (err error) {
-	*m, err = ParseMoney(string(b))
+func (m *Money) UnmarshalText(b []byte) error {
+	v, err := ParseMoney(string(b))
+	if err == nil {
+		*m = v
+	}
 	return err
 }
 

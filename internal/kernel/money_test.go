@@ -213,3 +213,20 @@ func FuzzEmail(f *testing.F) {
 		}
 	})
 }
+
+func TestReadingWhatIsNotMoneyLeavesWhatWasThere(t *testing.T) {
+	t.Parallel()
+	want, err := kernel.ParseMoney("129.90 EUR")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := want
+	for name, err := range map[string]error{"text": m.UnmarshalText([]byte("12.9O EUR")), "JSON": m.UnmarshalJSON([]byte(`{"amount":"x","currency":"EUR"}`)), "SQL": m.Scan("1 EURO")} {
+		if err == nil {
+			t.Errorf("%s: it was read", name)
+		}
+	}
+	if m != want {
+		t.Errorf("%v is left of %v", m, want)
+	}
+}
