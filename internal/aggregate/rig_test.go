@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -21,8 +20,6 @@ import (
 	"github.com/vextrus/saga-operator/internal/eventtype"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 )
-
-func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 
 // A cart: what the tests of this package are about.
 type (
