@@ -24,6 +24,7 @@ type feeder struct {
 	state   State
 	skipped map[uuid.UUID]bool
 	saved   time.Time // when the checkpoint was last put down
+	moved   bool      // whether it has moved past something since
 	log     *slog.Logger
 }
 
@@ -159,7 +160,7 @@ func (f *feeder) transact(ctx context.Context, events []eventstore.Recorded, nex
 		}
 		return err
 	}
-	f.state, f.saved = next, time.Now()
+	f.state, f.saved, f.moved = next, time.Now(), false
 	return nil
 }
 
@@ -264,13 +265,13 @@ func (f *feeder) lookAgain(ctx context.Context) (err error) {
 
 // advanceIdle moves the checkpoint past what the projection does not read. That it is put down now and then only costs reading it again.
 func (f *feeder) advanceIdle(ctx context.Context, page *eventstore.Page) error {
-	read := page.Next.Floor > f.state.Checkpoint.Floor || page.Next.Until != nil
+	f.moved = f.moved || page.Next.Floor > f.state.Checkpoint.Floor || page.Next.Until != nil
 	f.state.Checkpoint, f.state.Behind = page.Next, page.Behind
 	f.lag(f.state.Behind, f.state.ReadUntil)
-	if quiet := time.Since(f.saved); quiet < saveEvery || !read && quiet < f.lease/3 {
+	if quiet := time.Since(f.saved); quiet < saveEvery || !f.moved && quiet < min(f.lease/3, aliveEvery) {
 		return nil
 	}
-	f.saved = time.Now()
+	f.saved, f.moved = time.Now(), false
 	return save(ctx, f.pool, &f.state, f.lease)
 }
 

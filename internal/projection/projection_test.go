@@ -320,6 +320,29 @@ func TestWhoeverAppendedCanWaitForTheReadModel(t *testing.T) {
 	}
 }
 
+// TestWhoeverAppendedNothingThatIsReadWaitsNoLonger has a lease that would have the checkpoint put down within the hour only.
+func TestWhoeverAppendedNothingThatIsReadWaitsNoLonger(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	runner, _ := r.run(projection.Options{Lease: time.Hour}, sums(1))
+	r.append("account-1", 1)
+	r.eventually("it follows", r.same)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	a := eventstore.Append{Stream: "other-0", Events: []eventstore.Event{event("Added", 1)}}
+	r.do(a)
+	for i := range 5 {
+		done := r.append("other-1", 1)
+		if i%2 == 1 {
+			done = r.do(a) // which the store has already
+		}
+		runner.Wake()
+		if err := projection.Wait(ctx, r.pool, "sums", done.Token); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestLagIsMeasured(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

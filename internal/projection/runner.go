@@ -23,6 +23,8 @@ const (
 	minPoll   = 5 * time.Millisecond
 	maxPoll   = time.Second
 	saveEvery = 200 * time.Millisecond
+	// aliveEvery is how often it is put down although nothing has been appended: somebody may wait for a transaction that brought no event.
+	aliveEvery = time.Second
 	// superviseEvery is how often generations are looked for that nobody feeds.
 	superviseEvery = time.Second
 )
