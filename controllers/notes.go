@@ -19,6 +19,8 @@ type note struct {
 	heldOver string
 	// lagging is how often in a row the cache was found behind; while it is not zero, any change of the object is waited for.
 	lagging int
+	// refused is how often in a row the API server has refused its status.
+	refused int
 	// failingSince is when the event store began to fail for it; zero while it does not.
 	failingSince time.Time
 	// gone is true once the API server has said that the object is no more; a uid never comes back.

@@ -48,6 +48,7 @@ type rig struct {
 	// What the operator's client does, for a test to come between; each is nil or called with the object that is asked for.
 	beforeGet    func(client.Object) // with what the cache has, which it may change
 	beforeDelete func(client.Object)
+	beforeStatus func(client.Object) error // what it returns is what the API server says to the write
 	onTransport  func(http.RoundTripper) http.RoundTripper
 	log          lockedLog
 
@@ -190,6 +191,11 @@ func (r *rig) countingClient(cfg *rest.Config, o client.Options) (client.Client,
 			return c.Patch(ctx, o, p, opts...)
 		},
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+			if r.beforeStatus != nil {
+				if err := r.beforeStatus(o); err != nil {
+					return err
+				}
+			}
 			err := c.SubResource(sub).Patch(ctx, o, p, opts...)
 			if err == nil {
 				r.mu.Lock()

@@ -29,8 +29,9 @@ const (
 	maxLagDoublings = 6
 	// mirrorRetry is the pause after a write that failed. It is no reason to hold the saga up.
 	mirrorRetry = 2 * time.Second
-	// refusedRetry is the pause after a write that will most likely be refused again.
-	refusedRetry = time.Minute
+	// refusedRetry is the longest pause after a write that was refused. The first is mirrorRetry, doubled each time: an API server that has just started refuses what it allows a moment later.
+	refusedRetry        = time.Minute
+	maxRefusedDoublings = 5
 )
 
 // mirror writes the status when it differs and it is time to. It is at most one write, and never an older state over a newer one: the object was looked
@@ -72,7 +73,8 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 	case apierrors.IsInvalid(err), apierrors.IsForbidden(err):
 		s.unwritable = true
 		r.Logger.Error("the API server refuses the status", "saga", s.key, "error", err)
-		s.wakeAt(r.Clock().Add(jitter(refusedRetry)))
+		s.wakeAt(r.Clock().Add(jitter(min(mirrorRetry<<min(s.note.refused, maxRefusedDoublings), refusedRetry))))
+		s.note = r.notes.change(s.key, func(n *note) { n.refused++ })
 	default:
 		r.Logger.Warn("the status could not be written; trying again", "saga", s.key, "error", err)
 		s.wakeAt(r.Clock().Add(jitter(mirrorRetry)))
@@ -148,7 +150,7 @@ func (r *SagaReconciler) writeStatus(ctx context.Context, s *sighting, next v1.S
 		return fmt.Errorf("writing the status of saga %s: %w", s.key, err)
 	}
 	s.object = after
-	s.note = r.notes.change(s.key, func(n *note) { n.wroteAt, n.wroteOver, n.lagging = r.Clock(), over, 0 })
+	s.note = r.notes.change(s.key, func(n *note) { n.wroteAt, n.wroteOver, n.lagging, n.refused = r.Clock(), over, 0, 0 })
 	return nil
 }
 

@@ -5,15 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/conditionscheck"
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/eventstore/memory"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -260,5 +265,24 @@ func TestTheConditionCheckerFindsWhatIsWrong(t *testing.T) {
 		if conditionscheck.Saga(o) == nil {
 			t.Errorf("%s: the checker found nothing", name)
 		}
+	}
+}
+
+// TestAStatusThatIsForbiddenForAMomentIsShownSoonAfter refuses the first writes, as an API server does that has just been started and has not read the roles yet.
+func TestAStatusThatIsForbiddenForAMomentIsShownSoonAfter(t *testing.T) {
+	t.Parallel()
+	r := newRigWithoutOperator(t, memory.New())
+	var asked atomic.Int32
+	r.beforeStatus = func(o client.Object) error {
+		if asked.Add(1) <= 3 {
+			return apierrors.NewForbidden(schema.GroupResource{Group: v1.GroupVersion.Group, Resource: "sagas"}, o.GetName(), errors.New("the roles have not been read"))
+		}
+		return nil
+	}
+	r.startOperator()
+	r.create("order", order)
+	r.waitPhase("order", v1.PhaseCompleted)
+	if n := asked.Load(); n < 4 {
+		t.Errorf("the status was written %d times", n)
 	}
 }
