@@ -244,7 +244,7 @@ func (r *rig) request(c call) *http.Request {
 	if c.body != "" {
 		body = strings.NewReader(c.body)
 	}
-	req, err := http.NewRequestWithContext(context.Background(), c.method, r.base+strings.ReplaceAll(c.path, "NS", r.ns), body)
+	req, err := http.NewRequestWithContext(context.Background(), c.method, r.base+strings.ReplaceAll(c.path, "/NS/", "/"+r.ns+"/"), body)
 	r.ok(err)
 	if c.body != "" {
 		req.Header.Set("Content-Type", "application/json")
