@@ -37,7 +37,7 @@ type reader struct {
 func ensureReaders(ctx context.Context, db database, sink, name string, shards int) error {
 	_, err := db.Exec(ctx, `WITH first AS (
 			INSERT INTO outbox_readers (sink, shard, shards, name, epoch, done, floor)
-			SELECT $1, 0, $3, $2, (SELECT max(epoch) FROM store_clusters), pg_current_snapshot(), (SELECT last_value FROM outbox_position)
+			SELECT $1, 0, $3, $2, (SELECT max(epoch) FROM store_clusters), pg_current_snapshot(), (SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM outbox_position)
 			WHERE NOT EXISTS (SELECT FROM outbox_readers WHERE sink = $1) ON CONFLICT DO NOTHING RETURNING *)
 		INSERT INTO outbox_readers (sink, shard, shards, name, epoch, done, floor)
 		SELECT f.sink, i, f.shards, f.name, f.epoch, f.done, f.floor FROM first f, generate_series(1, f.shards - 1) i`, sink, name, shards)

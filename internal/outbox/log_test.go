@@ -1,8 +1,15 @@
 package outbox_test
 
 import (
+	"context"
+	"encoding/json"
+	"sync"
 	"testing"
 
+	"github.com/google/uuid"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/memory"
 )
@@ -103,6 +110,43 @@ func TestAnAppendGoesOnWhereNobodyHasMadePartitions(t *testing.T) {
 		r.maintain(1000)
 		return r.int(`SELECT count(*) FROM outbox_events_rest`) == 0
 	})
+}
+
+// TestNoAppendIsRefusedWhilePartitionsAreMade has appends go where nobody has made partitions, again and again, while some are made.
+func TestNoAppendIsRefusedWhilePartitionsAreMade(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	store := storepg.New(r.pool)
+	over, stop := context.WithCancel(r.ctx)
+	defer stop()
+	var writers sync.WaitGroup
+	for range 4 {
+		writers.Go(func() {
+			for over.Err() == nil {
+				a := eventstore.Append{Stream: "race-" + uuid.NewString(), Events: []eventstore.Event{{ID: uuid.New(), Type: "Happened", SchemaVersion: 1, Data: json.RawMessage(`{}`)}}}
+				for range 200 {
+					a.Messages = append(a.Messages, eventstore.Message{ID: uuid.New(), Type: "test.Happened", Key: "key", Data: json.RawMessage(`{}`)})
+				}
+				if _, err := store.Append(r.ctx, a); err != nil {
+					t.Errorf("an append was refused: %v", err)
+					return
+				}
+			}
+		})
+	}
+	made := 0
+	for range 12 {
+		if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', nextval('outbox_position') + 10000000)`); err != nil {
+			t.Fatal(err)
+		}
+		n, _ := r.maintain(1000)
+		made += n
+	}
+	stop()
+	writers.Wait()
+	if made == 0 {
+		t.Error("no partition was made")
+	}
 }
 
 // late begins to append a message, which is not committed before the function that it returns is called.

@@ -150,7 +150,7 @@ func (c *call) run(ctx context.Context, q Querier, together bool) ([]result, err
 		sql, args = withTheRestSQL, append(args, c.sOf, c.sUIDs, c.sNamespaces, c.sNames, c.sPhases, c.sFinished, c.sWakeAt, c.sStates,
 			c.mOf, c.mIDs, c.mTypes, c.mKeys, c.mDestinations, c.mData, c.mMetadata)
 	}
-	err := q.QueryRow(ctx, sql, args...).Scan(&outcomes, &versions, &token.Epoch, &txid)
+	err := untilPartitioned(q, func() error { return q.QueryRow(ctx, sql, args...).Scan(&outcomes, &versions, &token.Epoch, &txid) })
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Code == refusedState {
 		var nth, outcome int
@@ -173,6 +173,22 @@ func (c *call) run(ctx context.Context, q Querier, together bool) ([]result, err
 		r.done, r.err = c.result(i, int(outcomes[i]), versions[i], token)
 	}
 	return results, nil
+}
+
+// untilPartitioned appends again where a message found no partition of its own and one was made at that very moment: PostgreSQL refuses it then (SQLSTATE 23514), because what takes all others
+// is for less by now. Nothing has been committed. Within the caller's own transaction that is over, and the error is the caller's.
+func untilPartitioned(q Querier, appends func() error) error {
+	const (
+		tries          = 5
+		checkViolation = "23514"
+	)
+	for n := 1; ; n++ {
+		err := appends()
+		var refused *pgconn.PgError
+		if _, theirs := q.(pgx.Tx); theirs || n == tries || !errors.As(err, &refused) || refused.Code != checkViolation || refused.TableName != "outbox_events_rest" {
+			return err
+		}
+	}
 }
 
 // runAlone does the call of a single append.

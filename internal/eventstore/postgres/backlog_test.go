@@ -24,9 +24,9 @@ func blocks(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) int {
 	}
 	var explained []struct {
 		Plan struct {
-			Hit  int `json:"Shared Hit Blocks"`
-			Read int `json:"Shared Read Blocks"`
-			Rows int `json:"Actual Rows"`
+			Hit  int     `json:"Shared Hit Blocks"`
+			Read int     `json:"Shared Read Blocks"`
+			Rows float64 `json:"Actual Rows"` // whole before PostgreSQL 18
 		}
 	}
 	if err := json.Unmarshal(plan, &explained); err != nil || len(explained) != 1 {

@@ -66,7 +66,7 @@ func (p *MessagePage) After(n int) eventstore.Checkpoint {
 // outboxSQL reads as readSQL does. The newest position is the sequence's: it costs no look at the partitions.
 const outboxSQL = `SELECT now.view, now.epoch, now.top, coalesce(w.position, -1), coalesce(w.message_id, '00000000-0000-0000-0000-000000000000'), coalesce(w.type, ''), coalesce(w.key, ''), coalesce(w.destination, ''),
 	coalesce(w.data, 'null'), coalesce(w.metadata, 'null'), coalesce(w.recorded_at, now())
-FROM (SELECT pg_current_snapshot()::text AS view, (SELECT max(epoch) FROM store_clusters) AS epoch, (SELECT last_value FROM outbox_position) AS top) now
+FROM (SELECT pg_current_snapshot()::text AS view, (SELECT max(epoch) FROM store_clusters) AS epoch, (SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM outbox_position) AS top) now
 LEFT JOIN (SELECT ` + messageColumns + ` FROM read_outbox($1, $2::text[]::xid8[], $3::text::xid8, $4, $5, $6, $7, $8, $9, $10, $11::text::pg_snapshot)
 	ORDER BY position LIMIT $7) w ON true ORDER BY w.position`
 
