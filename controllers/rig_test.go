@@ -196,11 +196,15 @@ func (r *rig) countingClient(cfg *rest.Config, o client.Options) (client.Client,
 					return err
 				}
 			}
-			err := c.SubResource(sub).Patch(ctx, o, p, opts...)
-			if err == nil {
+			count := func(n int) {
 				r.mu.Lock()
-				r.writes[o.GetName()]++
-				r.mu.Unlock()
+				defer r.mu.Unlock()
+				r.writes[o.GetName()] += n
+			}
+			count(1) // before anybody can see it
+			err := c.SubResource(sub).Patch(ctx, o, p, opts...)
+			if err != nil {
+				count(-1)
 			}
 			return err
 		},

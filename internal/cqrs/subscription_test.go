@@ -202,7 +202,7 @@ func TestTwoRunnersNeverBothAdvance(t *testing.T) {
 	var subscriptions []*cqrs.Subscription
 	for range 3 {
 		o := r.options()
-		o.Page = 3
+		o.Page, o.Lease = 3, 30*time.Second // a machine that stalls costs no lease
 		s := r.subscribe(o, func(_ context.Context, fact placed, e cqrs.Envelope) error {
 			if fact.N == 13 && e.Attempt < 2 {
 				return errors.New("not the first time") // so that there is something to retry at which they could meet
@@ -217,6 +217,12 @@ func TestTwoRunnersNeverBothAdvance(t *testing.T) {
 		subscriptions[i%3].Wake()
 	}
 	eventually(t, "they handle each event once", func() error { return inOrder(h.list(), 4, 10) })
+	eventually(t, "the checkpoint has passed them", func() error { // it is put down after its last event was handled
+		if n, _ := r.stands(); n < 40 {
+			return fmt.Errorf("it has passed %d", n)
+		}
+		return nil
+	})
 	for _, stop := range stops {
 		stop()
 	}

@@ -76,11 +76,11 @@ func (l *steadyLock) Update(ctx context.Context, record resourcelock.LeaderElect
 	return err
 }
 
-// unanswered reports whether an error says nothing of the request: the API server was not reached, or cannot answer now.
+// unanswered reports whether an error says nothing of the request: the API server was not reached, or cannot answer now, or has just started and has not read yet who may do what.
 func unanswered(err error) bool {
 	var status apierrors.APIStatus
 	return !errors.As(err, &status) || apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err) || apierrors.IsServerTimeout(err) ||
-		apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err)
+		apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err) || apierrors.IsForbidden(err)
 }
 
 // leaseNamespace is the operator's own; outside of a cluster, where it has none, default.

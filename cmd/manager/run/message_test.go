@@ -128,7 +128,7 @@ func told(t *testing.T, js jetstream.JetStream, o *v1.Saga) (all []string) {
 }
 
 // TestASagaPublishesAMessageAndGoesOnWithItsAnswer runs the whole operator with a real broker: the answer makes one saga complete and the other roll back, and what both did is told in
-// order, and counted without a gap. It is not parallel: two clusters that start at once in one process race for client-go's scheme.
+// order, and counted without a gap. It is not parallel: what the libraries log goes where the latest operator of the process logs.
 func TestASagaPublishesAMessageAndGoesOnWithItsAnswer(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	url, js := natsServer(t)

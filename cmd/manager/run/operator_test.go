@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -122,6 +123,22 @@ func leastPrivileged(t *testing.T, kubernetes *cluster.Cluster) string {
 	account, err := kubernetes.ServiceAccount(t.Context(), "saga-system", "saga-operator")
 	if err != nil {
 		t.Fatal(err)
+	}
+	admin, err := client.New(kubernetes.Config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, right := range []authorizationv1.ResourceAttributes{
+		{Group: "saga.vextrus.io", Resource: "sagas", Verb: "list"}, {Group: "coordination.k8s.io", Resource: "leases", Verb: "update", Namespace: "saga-system", Name: "saga-operator"},
+	} {
+		eventually(t, func() error { // the authorizer learns of roles by watching
+			review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{User: "system:serviceaccount:saga-system:saga-operator", ResourceAttributes: &right}}
+			err := admin.Create(t.Context(), review)
+			if err == nil && !review.Status.Allowed {
+				err = fmt.Errorf("the operator may not %s %s yet", right.Verb, right.Resource)
+			}
+			return err
+		})
 	}
 	text, err := cluster.Kubeconfig(account)
 	if err != nil {

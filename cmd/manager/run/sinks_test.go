@@ -68,7 +68,7 @@ func (h *hub) got(o *v1.Saga) []string {
 }
 
 // TestMessagesOfSagasArriveAtASink runs the whole operator, with no more rights than it is given: what a saga does is told to an HTTP destination, in its order, also when that
-// was away meanwhile. It is not parallel: two clusters that start at once in one process race for client-go's scheme.
+// was away meanwhile. It is not parallel: what the libraries log goes where the latest operator of the process logs.
 func TestMessagesOfSagasArriveAtASink(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	participants := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"id":"1"}`) }))
