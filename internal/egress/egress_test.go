@@ -108,14 +108,14 @@ func TestTheDialerChecksTheResolvedAddress(t *testing.T) {
 	defer l.Close()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	var denied *Error
-	if _, err := new(Policy).Dialer(time.Second).Dial("tcp", "localhost:"+port); !errors.As(err, &denied) {
+	if _, err := new(Policy).Dialer(time.Minute).Dial("tcp", "localhost:"+port); !errors.As(err, &denied) {
 		t.Errorf("a name for loopback: %v", err)
 	}
 	p, err := New([]string{"127.0.0.1"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := p.Dialer(time.Second).Dial("tcp", "127.0.0.1:"+port)
+	c, err := p.Dialer(time.Minute).Dial("tcp", "127.0.0.1:"+port)
 	if err != nil {
 		t.Fatal(err)
 	}
