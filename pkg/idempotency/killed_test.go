@@ -120,7 +120,7 @@ const shortLease = 2 * time.Second
 // leased is a handler behind the middleware, whose effect is there before its answer is kept.
 func leased(pool *pgxpool.Pool, lease time.Duration, then func(error)) http.Handler {
 	store := idempotency.NewPostgres(pool, idempotency.Options{Lease: lease})
-	return idempotency.Middleware(store, idempotency.MiddlewareOptions{})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return idempotency.Middleware(unhurried{store}, idempotency.MiddlewareOptions{Timeout: patience})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, err := pool.Exec(r.Context(), `INSERT INTO effects VALUES ('x')`)
 		then(err)
 		w.WriteHeader(http.StatusCreated)

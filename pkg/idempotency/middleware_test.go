@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vextrus/saga-operator/pkg/idempotency"
@@ -32,12 +33,13 @@ type front struct {
 func onEveryStore(t *testing.T, o idempotency.MiddlewareOptions, test func(*front)) {
 	t.Helper()
 	t.Parallel()
+	o.Timeout = patience
 	for name, open := range stores {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := &front{t: t, clock: newClock()}
 			store := open(t, idempotency.Options{Clock: f.clock.Now})
-			s := httptest.NewServer(idempotency.Middleware(store, o)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s := httptest.NewServer(idempotency.Middleware(unhurried{store}, o)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				f.acts.Add(1)
 				f.handle(w, r)
 			})))
@@ -390,13 +392,24 @@ func TestNothingIsDoneWhereItCannotBeKnownWhetherItWasDone(t *testing.T) {
 }
 
 func TestAnAnswerThatCannotBeKeptAtFirstIsKeptAtLast(t *testing.T) {
-	t.Parallel()
-	store := &broken{Store: idempotency.NewMemory(idempotency.Options{}), end: errors.New("away")}
-	s := httptest.NewServer(idempotency.Middleware(store, idempotency.MiddlewareOptions{Timeout: time.Second})(http.HandlerFunc(places)))
-	t.Cleanup(s.Close)
-	f := &front{t: t, url: s.URL}
-	f.is(f.send("POST", "k-1", "a"), 201)
-	if a := f.send("POST", "k-1", "a"); a.header.Get("Idempotency-Replayed") != "true" {
-		t.Errorf("%+v", a)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		store := &broken{Store: idempotency.NewMemory(idempotency.Options{}), end: errors.New("away")}
+		handler := idempotency.Middleware(store, idempotency.MiddlewareOptions{Timeout: time.Second})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done() // its time is over, and what it has done is kept all the same
+			places(w, r)
+		}))
+		send := func() *httptest.ResponseRecorder {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/orders", strings.NewReader("a"))
+			r.Header.Set("Idempotency-Key", "k-1")
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			return w
+		}
+		if first := send(); first.Code != http.StatusCreated {
+			t.Errorf("it was answered with %d %s", first.Code, first.Body)
+		}
+		if again := send(); again.Code != http.StatusCreated || again.Header().Get("Idempotency-Replayed") != "true" {
+			t.Errorf("a repetition was answered with %d %v", again.Code, again.Header())
+		}
+	})
 }

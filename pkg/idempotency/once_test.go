@@ -143,7 +143,7 @@ func TestOnceWithinATransactionCountsWithIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range 2 {
-			if _, replayed, err := idempotency.Once(r.ctx, tx, keyOf("1"), printOf("a"), effect("x")); err != nil || replayed != (i > 0) {
+			if _, replayed, err := idempotency.Once(r.ctx, unhurriedTx{tx}, keyOf("1"), printOf("a"), effect("x")); err != nil || replayed != (i > 0) {
 				t.Errorf("replayed: %v, %v", replayed, err)
 			}
 		}
@@ -237,7 +237,7 @@ func TestOnceRefusesWhatIsNoKey(t *testing.T) {
 	if _, err := r.once("1", "a", effect("x")); err == nil || !strings.Contains(err.Error(), "idempotency.Schema") || r.effects() != 0 {
 		t.Errorf("without a table: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(r.ctx, time.Nanosecond)
+	ctx, cancel := context.WithDeadline(r.ctx, time.Now().Add(-time.Second))
 	defer cancel()
 	if _, _, err := idempotency.Once(ctx, r.pool, keyOf("1"), printOf("a"), effect("x")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("without time: %v", err)

