@@ -44,7 +44,7 @@ func recorded(t *testing.T, store eventstore.Store, k Key, typ string) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+	for deadline := time.Now().Add(patience); ; <-tick.C {
 		got := history(t, store, k)
 		if len(got) > 0 && got[len(got)-1] == typ {
 			return

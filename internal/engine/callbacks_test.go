@@ -149,24 +149,15 @@ func TestACallbackAnswersItsOwnSagaStepAndDirectionOnly(t *testing.T) {
 func TestACallbackIsOfNoUseAfterItsEnd(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
-	var mu sync.Mutex
-	now := time.Now()
-	c := &Callbacks{Store: store, Clock: func() time.Time {
-		mu.Lock()
-		defer mu.Unlock()
-		return now
-	}}
+	now := newClock()
+	c := &Callbacks{Store: store, Clock: now.Now}
 	_, k, i := answering(t, store, c)
-	mu.Lock()
-	now = now.Add(agreed)
-	mu.Unlock()
+	now.forward(agreed)
 	answered(t, c, i.token, paid("p-1"), ErrCallbackExpired)
 	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
-	mu.Lock()
-	now = now.Add(-time.Microsecond)
-	mu.Unlock()
+	now.forward(-time.Microsecond)
 	answered(t, c, i.token, paid("p-1"), nil)
 }
 
@@ -174,12 +165,18 @@ func TestACallbackAfterTheDeadlineChangesNothing(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	c := &Callbacks{Store: store}
-	tokens := make(chan issued, 1)
+	tokens, now := make(chan issued, 1), newClock()
 	def := definition("pay")
-	def.Deadline = 50 * time.Millisecond
-	b := newBench(t, store, callsBack(t, c, "pay", func(i issued) { tokens <- i }).scripted, start(def)).run()
-	b.runner.Enqueue(newKey(t))
+	def.Deadline = time.Minute
+	b := newBench(t, store, callsBack(t, c, "pay", func(i issued) { tokens <- i }).scripted, start(def))
+	b.engine.Clock = now.Now
+	b.run()
+	k := newKey(t)
+	b.runner.Enqueue(k)
 	i := <-tokens
+	recorded(t, store, k, "AttemptAccepted")
+	now.forward(def.Deadline)
+	b.runner.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Cause != saga.CauseDeadlineExceeded {
 		t.Fatalf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
 	}
@@ -204,10 +201,17 @@ func TestACallbackDuringTheRollbackChangesNothing(t *testing.T) {
 		return accept(ctx, call)
 	}
 	def := definition("pay")
-	def.Deadline = 50 * time.Millisecond
-	b := newBench(t, store, p.scripted, start(def)).run()
-	b.runner.Enqueue(newKey(t))
+	def.Deadline = time.Minute
+	now := newClock()
+	b := newBench(t, store, p.scripted, start(def))
+	b.engine.Clock = now.Now
+	b.run()
+	k := newKey(t)
+	b.runner.Enqueue(k)
 	i := <-tokens
+	recorded(t, store, k, "AttemptAccepted")
+	now.forward(def.Deadline)
+	b.runner.Enqueue(k)
 	<-undoing
 	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
 	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), "pay"); err != nil || len(got) != 0 {

@@ -16,7 +16,7 @@ type Runner struct {
 	Workers int
 	// Observe returns what is seen of a saga from outside; nothing by default.
 	Observe func(Key) Observation
-	// Finished is called once for each saga that has reached a terminal phase or is parked.
+	// Finished is called for each saga that has reached a terminal phase or is parked, and again for one whose key is queued once more.
 	Finished func(Key, Result)
 	// Retry is the pause after an error; 100 ms by default.
 	Retry time.Duration

@@ -22,7 +22,7 @@ func TestShutdownLetsAttemptsEndAndRecordsThem(t *testing.T) {
 		<-release
 		return participant.Result{Kind: saga.Succeeded}
 	}}
-	b := newBench(t, store, p, Observation{})
+	b := newBench(t, unhurried{store}, p, Observation{})
 	if _, err := b.engine.Advance(t.Context(), k, start(definition("a", "b"))); err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestShutdownRecordsWhatEndsAlthoughAnotherAttemptDoesNot(t *testing.T) {
 		<-release
 		return participant.Result{Kind: saga.Succeeded}
 	}}
-	b := newBench(t, store, p, Observation{})
+	b := newBench(t, unhurried{store}, p, Observation{})
 	for _, k := range []Key{ends, hangs} {
 		if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
 			t.Fatal(err)
@@ -94,7 +94,7 @@ func TestShutdownRecordsWhatEndsAlthoughAnotherAttemptDoesNot(t *testing.T) {
 func TestShutdownRecordsWhatHadEndedBeforeAlthoughItsTimeIsOver(t *testing.T) {
 	t.Parallel()
 	store, k := memory.New(), newKey(t)
-	b := newBench(t, store, &scripted{}, Observation{})
+	b := newBench(t, unhurried{store}, &scripted{}, Observation{})
 	if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
 		t.Fatal(err)
 	}
