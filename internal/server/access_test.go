@@ -74,7 +74,7 @@ func forged(token string) string {
 	return parts[0] + "." + parts[1] + "." + string(last)
 }
 
-// signed is a token made anew of a good one, by the API server's own key: it ends at a time, and began an hour before.
+// signed is a token made anew of a good one, by the API server's own key: it ends at a time, and began two hours before.
 func (r *rig) signed(token string, ends time.Time) string {
 	r.Helper()
 	encoding := base64.RawURLEncoding
@@ -83,7 +83,7 @@ func (r *rig) signed(token string, ends time.Time) string {
 	r.ok(err)
 	var claims map[string]any
 	r.ok(json.Unmarshal(payload, &claims))
-	began := ends.Add(-time.Hour).Unix()
+	began := ends.Add(-2 * time.Hour).Unix()
 	claims["exp"], claims["iat"], claims["nbf"] = ends.Unix(), began, began
 	payload, err = json.Marshal(claims)
 	r.ok(err)
@@ -127,7 +127,7 @@ func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
 		"junk":                        {"junk", all(http.StatusUnauthorized)},
 		"a forged signature":          {forged(good), all(http.StatusUnauthorized)},
 		"an expired token":            {r.signed(good, time.Now().Add(-10*time.Minute)), all(http.StatusUnauthorized)},
-		"the same, not yet expired":   {r.signed(good, time.Now().Add(10*time.Minute)), all(0)}, // it is the time that makes the difference, and not who has signed
+		"the same, not yet expired":   {r.signed(good, time.Now().Add(time.Hour)), all(0)}, // it is the time that makes the difference, and not who has signed
 		"an account that is gone":     {revoked, all(http.StatusUnauthorized)},
 		"a token for the API server":  {r.token(chief), all(http.StatusUnauthorized)},
 		"a token for somebody else":   {r.token(chief, "vault"), all(http.StatusUnauthorized)},

@@ -54,18 +54,19 @@ type callbackRig struct {
 	mu     sync.Mutex
 	now    time.Time
 	cancel bool
+	ends   map[engine.Key]int64 // the version at which each saga has ended last
 }
 
 func newCallbackRig(t *testing.T) *callbackRig {
 	t.Helper()
-	r := &callbackRig{tokens: make(chan string, 10), ended: make(chan engine.Result, 10), now: time.Now()}
+	r := &callbackRig{tokens: make(chan string, 10), ended: make(chan engine.Result, 10), now: time.Now(), ends: map[engine.Key]int64{}}
 	var callbacks *engine.Callbacks
 	r.rig = newRig(t, func(o *operations.Options, _ *Options) {
 		callbacks = &engine.Callbacks{Store: storepg.New(o.Database), Clock: r.clock}
 		o.Callbacks = callbacks
 	})
 	r.carrier = &carrier{callbacks: callbacks, accepting: func(_ participant.Call, token string) { r.tokens <- token }}
-	r.runner = &engine.Runner{Workers: 2, Retry: time.Millisecond, Observe: r.observe, Finished: func(_ engine.Key, res engine.Result) { r.ended <- res }}
+	r.runner = &engine.Runner{Workers: 2, Retry: time.Millisecond, Observe: r.observe, Finished: r.finished}
 	var err error
 	r.engine, err = engine.New(engine.Options{Store: callbacks.Store, Participants: participant.Registry{"test": r.carrier}, Notify: r.runner.Enqueue})
 	r.ok(err)
@@ -77,6 +78,17 @@ func newCallbackRig(t *testing.T) *callbackRig {
 	return r
 }
 
+// finished notes that a saga has ended. The runner says it again of one that is queued once more.
+func (r *callbackRig) finished(k engine.Key, res engine.Result) {
+	r.mu.Lock()
+	again := r.ends[k] == res.State.Version
+	r.ends[k] = res.State.Version
+	r.mu.Unlock()
+	if !again {
+		r.ended <- res
+	}
+}
+
 func (r *callbackRig) clock() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -86,7 +98,7 @@ func (r *callbackRig) clock() time.Time {
 // observe is what all sagas here are: book, which is answered later, and ship, which needs what was answered.
 func (r *callbackRig) observe(engine.Key) engine.Observation {
 	effect := func() saga.Effect {
-		return saga.Effect{Kind: "test", With: json.RawMessage(`{}`), AttemptTimeout: time.Minute, Retry: saga.Retry{MaxAttempts: 3, InitialBackoff: time.Millisecond, MaxBackoff: time.Millisecond}}
+		return saga.Effect{Kind: "test", With: json.RawMessage(`{}`), AttemptTimeout: saga.MaxAttemptTimeout, Retry: saga.Retry{MaxAttempts: 3, InitialBackoff: time.Millisecond, MaxBackoff: time.Millisecond}}
 	}
 	undo := effect()
 	def := &saga.Definition{Steps: []saga.Step{

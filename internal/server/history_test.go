@@ -110,6 +110,13 @@ type follower struct {
 
 func (r *rig) follow(token, name, last string) *follower {
 	r.Helper()
+	f, err := r.tryToFollow(token, name, last)
+	r.ok(err)
+	return f
+}
+
+func (r *rig) tryToFollow(token, name, last string) (*follower, error) {
+	r.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	c := call{method: "GET", path: sagas + "/" + name + "/history", token: token, header: http.Header{"Accept": {eventStream}}}
 	if last != "" {
@@ -117,7 +124,10 @@ func (r *rig) follow(token, name, last string) *follower {
 	}
 	req := r.request(c)
 	res, err := r.http.Do(req.WithContext(ctx))
-	r.ok(err)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
 	if res.StatusCode == http.StatusOK && res.Header.Get("Content-Type") != eventStream {
 		r.Fatalf("it is a %s", res.Header.Get("Content-Type"))
 	}
@@ -125,11 +135,11 @@ func (r *rig) follow(token, name, last string) *follower {
 	f.close = func() { cancel(); _ = res.Body.Close() }
 	r.Cleanup(f.close)
 	if res.StatusCode >= http.StatusBadRequest {
-		return f
+		return f, nil
 	}
 	r.check(req, &http.Response{StatusCode: res.StatusCode, Header: http.Header{
 		"Content-Type": {res.Header.Get("Content-Type")}, "X-Request-Id": {"x"}, "X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}}, Body: http.NoBody, Request: req})
-	return f
+	return f, nil
 }
 
 // sent is one event of a stream.
@@ -217,19 +227,39 @@ func TestWhoFollowsGetsEachEventOnceAcrossReconnects(t *testing.T) {
 func TestWhoFollowsHearsThatTheConnectionIsAlive(t *testing.T) {
 	t.Parallel()
 	for _, http2 := range []bool{false, true} {
-		r := newRig(t, func(_ *operations.Options, o *Options) {
-			o.Limits.Heartbeat, o.Limits.ReadTimeout, o.Limits.WriteTimeout, o.Limits.Timeout = 40*time.Millisecond, time.Second, time.Second, time.Second
-		})
-		r.speak(http2)
-		token := r.editor()
-		r.createAs(kubernetes(t).Config, "order-1", nil) // not through the API, which has little time here
-		f := r.follow(token, "order-1", "")
-		for range 50 { // for longer than any other request may take
-			if e, ok := f.next(); !ok || e.event != "comment" {
-				t.Fatalf("received %+v, %v", e, ok)
+		const slowest = time.Minute
+		for limit := time.Second; !hearsForLonger(t, http2, limit); limit *= 2 { // what comes before the stream may take longer than the limit here
+			if limit > slowest {
+				t.Fatalf("HTTP/2 %v: who follows is cut off like any other request", http2)
 			}
 		}
 	}
+}
+
+// hearsForLonger reports whether who follows hears something for longer than any other request may take.
+func hearsForLonger(t *testing.T, http2 bool, limit time.Duration) bool {
+	t.Helper()
+	const words = 50
+	r := newRig(t, func(_ *operations.Options, o *Options) {
+		o.Limits.Heartbeat, o.Limits.ReadTimeout, o.Limits.WriteTimeout, o.Limits.Timeout = 2*limit/words, limit, limit, limit
+	})
+	r.speak(http2)
+	token := r.editor()
+	r.createAs(kubernetes(t).Config, "order-1", nil) // not through the API, which has little time here
+	f, err := r.tryToFollow(token, "order-1", "")
+	if err != nil || f.status != http.StatusOK {
+		return false
+	}
+	for range words {
+		e, ok := f.next()
+		if !ok {
+			return false
+		}
+		if e.event != "comment" {
+			t.Fatalf("received %+v", e)
+		}
+	}
+	return true
 }
 
 // revocable takes rights away.
@@ -285,19 +315,21 @@ func TestFollowersAreCountedPerUserAndInAll(t *testing.T) {
 	})
 	ada, grace, alan := r.editor(), r.editor(), r.editor()
 	r.create(ada, "order-1")
+	free := func() bool {
+		r.server.served.mu.Lock()
+		defer r.server.served.mu.Unlock()
+		return r.server.served.taken == 0
+	}
 	var all []*follower
 	for _, token := range []string{ada, ada, grace} {
+		r.until("the one place is free", free)
 		f := r.follow(token, "order-1", "")
 		if f.status != http.StatusOK {
 			t.Fatalf("answered with %d", f.status)
 		}
 		all = append(all, f)
-		r.until("its place is free", func() bool {
-			r.server.served.mu.Lock()
-			defer r.server.served.mu.Unlock()
-			return r.server.served.taken == 0
-		})
 	}
+	r.until("the one place is free", free)
 	if f := r.follow(alan, "order-1", ""); f.status != http.StatusServiceUnavailable {
 		t.Errorf("one more in all: %d", f.status)
 	}

@@ -122,24 +122,39 @@ func (r *rig) dial() net.Conn {
 
 func TestASlowClientIsLetGo(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(_ *operations.Options, o *Options) {
-		o.Limits.HeaderTimeout, o.Limits.ReadTimeout, o.Limits.IdleTimeout = time.Second, 2*time.Second, time.Second
-	})
-	token := r.editor()
+	impatient := func(insecure bool) setup {
+		return func(_ *operations.Options, o *Options) {
+			o.Limits.HeaderTimeout, o.Limits.ReadTimeout, o.Limits.IdleTimeout = time.Second, 2*time.Second, time.Second
+			o.InsecureHTTP, o.Address = insecure, "127.0.0.1:0"
+		}
+	}
+	// Without TLS, so that there is no handshake that the limits hold for too.
+	plain, secure := newRig(t, impatient(true)), newRig(t, impatient(false))
+	token := plain.editor()
 	body := manifest("order-1")
-	for name, sent := range map[string]string{
-		"says nothing":              "",
-		"does not end its header":   "GET / HTTP/1.1\r\nHost: x\r\nX-Slow:",
-		"does not end its body":     fmt.Sprintf("POST /v1/namespaces/%s/sagas HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\nContent-Length: %d\r\n\r\n%s", r.ns, token, len(body), body[:len(body)-2]),
-		"keeps an idle connection":  "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
-		"never begins with a chunk": fmt.Sprintf("POST /v1/namespaces/%s/sagas HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", r.ns, token),
+	for name, c := range map[string]struct {
+		rig  *rig
+		sent string
+	}{
+		"says nothing":            {plain, ""},
+		"says nothing of TLS":     {secure, ""},
+		"does not end its header": {plain, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow:"},
+		"does not end its body": {plain, fmt.Sprintf("POST /v1/namespaces/%s/sagas HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\nContent-Length: %d\r\n\r\n%s",
+			plain.ns, token, len(body), body[:len(body)-2])},
+		"keeps an idle connection": {plain, "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"},
+		"never begins with a chunk": {plain, fmt.Sprintf("POST /v1/namespaces/%s/sagas HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+			plain.ns, token)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := r.dial()
-			_, err := io.WriteString(c, sent)
-			if err == nil { // else it was let go before it has said a word
-				_, err = io.Copy(io.Discard, c)
+			conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", strings.TrimPrefix(c.rig.base, "https://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			c.rig.ok(conn.SetDeadline(time.Now().Add(patience)))
+			if _, err = io.WriteString(conn, c.sent); err == nil { // else it was let go before it has said a word
+				_, err = io.Copy(io.Discard, conn)
 			}
 			if errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
 				t.Errorf("the connection stays open: %v", err)
@@ -243,10 +258,11 @@ func TestWithoutANetworkTheServerIsAHandler(t *testing.T) {
 
 func TestWhoIsTurnedAwayDoesNotWaitLongerForHavingAsked(t *testing.T) {
 	t.Parallel()
-	r := newRates(0.5)
+	const interval = time.Hour
+	r := newRates(1 / interval.Seconds())
 	r.take("ada")
 	for range 20 {
-		if wait := r.take("ada"); wait <= 0 || wait > 2*time.Second {
+		if wait := r.take("ada"); wait <= 0 || wait > interval {
 			t.Fatalf("there is a token in %s", wait)
 		}
 	}

@@ -43,8 +43,8 @@ import (
 	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
 
-// patience bounds every wait.
-const patience = 30 * time.Second
+// patience bounds every wait; nothing takes that long.
+const patience = 10 * time.Minute
 
 const audience = "saga-operator"
 
@@ -91,7 +91,9 @@ func (r *rig) ok(err error) {
 
 func (r *rig) database() {
 	var err error
-	r.pool, err = postgres.Open(context.Background(), postgres.Config{URL: throwaway.Database(r)})
+	r.pool, err = postgres.Open(context.Background(), postgres.Config{
+		URL: throwaway.Database(r), ConnectTimeout: patience, StatementTimeout: patience, LockTimeout: patience, IdleInTxTimeout: patience,
+	})
 	r.ok(err)
 	r.Cleanup(r.pool.Close)
 	r.store = storepg.New(r.pool)
@@ -116,10 +118,10 @@ func (r *rig) start(how ...setup) {
 	r.ok(err)
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(r.log, r.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	oo := operations.Options{
-		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: r.pool, Keys: idempotency.NewPostgres(r.pool, idempotency.Options{}),
+		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: r.pool, Keys: unhurriedKeys{idempotency.NewPostgres(r.pool, idempotency.Options{Lease: patience})},
 		Decider: r.decider, Callbacks: r.answers, Logger: log, Poll: 5 * time.Millisecond,
 	}
-	so := Options{Authenticator: NewAuthenticator(kube, []string{audience}, nil), Logger: log, Version: "test"}
+	so := Options{Authenticator: NewAuthenticator(unhurried{kube}, []string{audience}, nil), Logger: log, Version: "test", Limits: generous()}
 	for _, h := range how {
 		h(&oo, &so)
 	}
@@ -136,6 +138,35 @@ func (r *rig) start(how ...setup) {
 			r.Errorf("serving: %v", err)
 		}
 	})
+}
+
+// generous are limits that no test meets that does not set its own.
+func generous() Limits {
+	const most = 1_000_000
+	return Limits{
+		UserRate: most, AddressRate: most, HeaderTimeout: patience, ReadTimeout: patience, IdleTimeout: patience, Timeout: patience, WriteTimeout: patience, StreamWriteTimeout: patience,
+	}
+}
+
+// unhurried is a cluster that is asked about tokens for as long as it takes, and unhurriedKeys keep answers likewise: the API's own bounds are for those that hang.
+type unhurried struct{ client.Client }
+
+func (u unhurried) Create(ctx context.Context, o client.Object, opts ...client.CreateOption) error {
+	return u.Client.Create(context.WithoutCancel(ctx), o, opts...)
+}
+
+type unhurriedKeys struct{ operationsKeys }
+
+func (u unhurriedKeys) Complete(ctx context.Context, c idempotency.Claim, a idempotency.Response) error {
+	return u.operationsKeys.Complete(context.WithoutCancel(ctx), c, a)
+}
+
+func (u unhurriedKeys) Fail(ctx context.Context, c idempotency.Claim, a idempotency.Response) error {
+	return u.operationsKeys.Fail(context.WithoutCancel(ctx), c, a)
+}
+
+func (u unhurriedKeys) Release(ctx context.Context, c idempotency.Claim) error {
+	return u.operationsKeys.Release(context.WithoutCancel(ctx), c)
 }
 
 // speak makes a client that speaks HTTP/2 or only HTTP/1.1.
@@ -328,12 +359,7 @@ func (r *rig) remove(name string) {
 	s := &v1.Saga{ObjectMeta: metav1.ObjectMeta{Namespace: r.ns, Name: name}}
 	r.ok(client.IgnoreNotFound(r.admin.Patch(r.Context(), s, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`)))))
 	r.ok(client.IgnoreNotFound(r.admin.Delete(r.Context(), s)))
-	deadline := time.Now().Add(patience)
-	for !apierrors.IsNotFound(r.admin.Get(r.Context(), client.ObjectKeyFromObject(s), s)) {
-		if time.Now().After(deadline) {
-			r.Fatalf("saga %s is still there", name)
-		}
-	}
+	r.until("saga "+name+" is gone", func() bool { return apierrors.IsNotFound(r.admin.Get(r.Context(), client.ObjectKeyFromObject(s), s)) })
 }
 
 var began = time.Date(2030, 5, 6, 12, 0, 0, 0, time.UTC)

@@ -59,7 +59,7 @@ var manifests = []string{
 func kubernetes(t testing.TB) *cluster.Cluster {
 	t.Helper()
 	shared.once.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		var files []string
 		for _, m := range manifests {
