@@ -300,18 +300,21 @@ func TestEffectsAreTheDistinctMessages(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	const workers, each, messages = 16, 150, 300
+	seed := rand.Uint64()
+	t.Logf("the seed is %d", seed)
 	sent := make([]atomic.Bool, messages)
 	var did, failed atomic.Int32
 	var wg sync.WaitGroup
-	for range workers {
+	for worker := range workers {
+		chance := rand.New(rand.NewPCG(seed, uint64(worker)))
 		wg.Go(func() {
 			for range each {
-				n := rand.IntN(messages)
+				n := chance.IntN(messages)
 				id := fmt.Sprint(n)
 				sent[n].Store(true)
 				for again := true; again; { // as a broker does
 					done, err := inbox.Do(r.ctx, r.pool, key(id), func(ctx context.Context, tx pgx.Tx) error {
-						if err := effect(id)(ctx, tx); err != nil || rand.IntN(4) > 0 {
+						if err := effect(id)(ctx, tx); err != nil || chance.IntN(4) > 0 {
 							return err
 						}
 						failed.Add(1)

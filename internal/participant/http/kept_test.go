@@ -94,7 +94,7 @@ func TestConnectionsAreKept(t *testing.T) {
 		_, _ = w.Write(bytes.Repeat([]byte("a"), 100_000))
 	})
 	p := newParticipant(t, Options{})
-	const calls = 20
+	const calls = 10
 	for _, path := range []string{"", "/402"} {
 		kept := 0
 		for range calls {
