@@ -28,7 +28,7 @@ const tokenLifetime = 24 * time.Hour
 // User is the configuration of somebody who may do only what RBAC grants to
 // this name and these groups.
 func (c *Cluster) User(name string, groups ...string) (*rest.Config, error) {
-	user, err := c.env.AddUser(envtest.User{Name: name, Groups: groups}, &rest.Config{QPS: -1})
+	user, err := c.plane.AddUser(envtest.User{Name: name, Groups: groups}, &rest.Config{QPS: -1})
 	if err != nil {
 		return nil, fmt.Errorf("adding user %s: %w", name, err)
 	}
@@ -61,7 +61,7 @@ func (c *Cluster) ServiceAccount(ctx context.Context, namespace, name string) (*
 // ServiceAccountKey is the path of the key with which the API server signs the
 // tokens of service accounts: who has it can make tokens that it never would.
 func (c *Cluster) ServiceAccountKey() string {
-	return filepath.Join(c.env.ControlPlane.GetAPIServer().CertDir, "sa-signer.key")
+	return filepath.Join(c.plane.GetAPIServer().CertDir, "sa-signer.key")
 }
 
 // Kubeconfig is a kubeconfig file for a configuration. It holds credentials:

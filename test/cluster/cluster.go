@@ -18,8 +18,10 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/vextrus/saga-operator/internal/guard"
@@ -27,8 +29,12 @@ import (
 )
 
 const (
-	startTimeout = 2 * time.Minute
-	stopTimeout  = 30 * time.Second
+	// A machine may have much else to do. Nothing waits that long where all is well.
+	startTimeout = 10 * time.Minute
+	stopTimeout  = 5 * time.Minute
+	// startTries is how often kube-apiserver is started: it gives itself half a
+	// minute to write what every cluster has, and ends where that is too little.
+	startTries   = 5
 	pollInterval = 100 * time.Millisecond
 	logTail      = 4000 // bytes of a program's log in an error
 
@@ -64,7 +70,7 @@ type Cluster struct {
 	logs       string
 	kubeconfig string
 	guard      *guard.Guard
-	env        *envtest.Environment
+	plane      envtest.ControlPlane
 	manager    *program // kube-controller-manager, if it was wanted
 	ports      []*ports.Port
 }
@@ -116,14 +122,15 @@ func New(t testing.TB, o Options) *Cluster {
 }
 
 func (c *Cluster) start(ctx context.Context, o Options, crds []string) error {
-	if err := c.environment(ctx, o, crds); err != nil {
+	if err := c.describe(ctx, o); err != nil {
 		return err
 	}
-	if err := c.startEnvironment(ctx); err != nil {
+	if err := c.startPrograms(ctx); err != nil {
 		return err
 	}
-	c.Config = rest.CopyConfig(c.env.Config)
-	c.Config.QPS, c.Config.Burst = -1, 0
+	if err := c.install(ctx, crds); err != nil {
+		return err
+	}
 	text, err := Kubeconfig(c.Config)
 	if err != nil {
 		return err
@@ -148,19 +155,12 @@ func (c *Cluster) start(ctx context.Context, o Options, crds []string) error {
 	return nil
 }
 
-// environment describes etcd and kube-apiserver to envtest. Their files are in
-// the guard's directory, so that envtest does not remove them on a restart.
-func (c *Cluster) environment(ctx context.Context, o Options, crds []string) error {
-	existing := false // whatever the variable USE_EXISTING_CLUSTER says
-	c.env = &envtest.Environment{
-		UseExistingCluster:       &existing,
-		CRDDirectoryPaths:        crds,
-		ErrorIfCRDPathMissing:    true,
-		ControlPlaneStartTimeout: startTimeout,
-		ControlPlaneStopTimeout:  stopTimeout,
-	}
-	store := &envtest.Etcd{DataDir: filepath.Join(c.guard.Dir(), etcd+"-data")}
-	server := c.env.ControlPlane.GetAPIServer()
+// describe describes etcd and kube-apiserver to envtest. Their files are in the
+// guard's directory, so that envtest does not remove them on a restart.
+func (c *Cluster) describe(ctx context.Context, o Options) error {
+	store := &envtest.Etcd{DataDir: filepath.Join(c.guard.Dir(), etcd+"-data"), StartTimeout: startTimeout, StopTimeout: stopTimeout}
+	server := c.plane.GetAPIServer()
+	server.StartTimeout, server.StopTimeout = startTimeout, stopTimeout
 	server.CertDir = filepath.Join(c.guard.Dir(), "certificates")
 	for _, dir := range []string{store.DataDir, server.CertDir} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -181,7 +181,7 @@ func (c *Cluster) environment(ctx context.Context, o Options, crds []string) err
 		return err
 	}
 	store.Out, server.Out = store.Err, server.Err
-	c.env.ControlPlane.Etcd = store
+	c.plane.Etcd = store
 
 	if err := c.place(ctx, store, server); err != nil {
 		return err
@@ -226,7 +226,7 @@ func (c *Cluster) port(ctx context.Context) (*ports.Port, error) {
 // does not tell the ids of its processes.
 func (c *Cluster) guarded(name string) (string, error) {
 	path := filepath.Join(c.guard.Dir(), name)
-	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --help ] || echo $$ >%s\nexec %s \"$@\"\n",
+	script := fmt.Sprintf("#!/bin/sh -e\n[ \"$1\" = --help ] || echo $$ >%s\nexec %s \"$@\"\n",
 		quote(c.guard.PIDFile(name)), quote(filepath.Join(c.assets, name)))
 	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
 		return "", fmt.Errorf("writing a script to start %s: %w", name, err)
@@ -246,14 +246,11 @@ func (c *Cluster) log(name string) (*os.File, error) {
 	return f, nil
 }
 
-// startEnvironment starts etcd and kube-apiserver and installs the CRDs.
-func (c *Cluster) startEnvironment(ctx context.Context) error {
+// startPrograms starts etcd and kube-apiserver.
+func (c *Cluster) startPrograms(ctx context.Context) error {
 	started := make(chan error, 1)
-	programs := []string{c.env.ControlPlane.Etcd.Path, c.env.ControlPlane.APIServer.Path} // Start writes where they stand
-	go func() {
-		_, err := c.env.Start()
-		started <- err
-	}()
+	programs := []string{c.plane.Etcd.Path, c.plane.APIServer.Path} // Start writes where they stand
+	go func() { started <- again(ctx, c.plane.Start) }()
 	select {
 	case err := <-started:
 		if err != nil {
@@ -265,6 +262,62 @@ func (c *Cluster) startEnvironment(ctx context.Context) error {
 		// envtest knows no context, but gives up without its programs.
 		err := errors.Join(os.Remove(programs[0]), os.Remove(programs[1]), c.guard.Close())
 		return errors.Join(fmt.Errorf("starting etcd and kube-apiserver: %w", ctx.Err()), err, <-started)
+	}
+}
+
+// again starts something until that succeeds, as often as it is worth while.
+func again(ctx context.Context, start func() error) (err error) {
+	for range startTries {
+		if err = start(); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return err
+}
+
+// install makes the administrator and the CRDs, and waits until the server knows
+// them. envtest's Environment would do the same, and give up after five seconds.
+func (c *Cluster) install(ctx context.Context, crds []string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	admin, err := c.plane.AddUser(envtest.User{Name: "admin", Groups: []string{"system:masters"}}, &rest.Config{QPS: -1})
+	if err != nil {
+		return fmt.Errorf("adding the administrator: %w", err)
+	}
+	c.Config = rest.CopyConfig(admin.Config())
+	k8s, err := client.New(c.Config, client.Options{})
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	// It comes a moment after the server.
+	if err := await(ctx, func() error { return k8s.Get(ctx, client.ObjectKey{Name: "default"}, &corev1.Namespace{}) }); err != nil {
+		return fmt.Errorf("waiting for the namespace default: %w", err)
+	}
+	options := envtest.CRDInstallOptions{Paths: crds, ErrorIfPathMissing: true, PollInterval: pollInterval, MaxTime: 10 * pollInterval}
+	if err := envtest.ReadCRDFiles(&options); err != nil {
+		return fmt.Errorf("reading the CRDs: %w", err)
+	}
+	if err := envtest.CreateCRDs(c.Config, options.CRDs); err != nil {
+		return fmt.Errorf("installing the CRDs: %w", err)
+	}
+	if err := await(ctx, func() error { return envtest.WaitForCRDs(c.Config, options.CRDs, options) }); err != nil {
+		return fmt.Errorf("waiting for the CRDs to be served: %w", err)
+	}
+	return nil
+}
+
+// await asks until the answer is good.
+func await(ctx context.Context, ask func() error) error {
+	for {
+		err := ask()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(pollInterval):
+		}
 	}
 }
 
@@ -285,7 +338,8 @@ func (c *Cluster) StopAPIServer() error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("stopping kube-apiserver: %w", err)
 	}
-	if err := c.env.ControlPlane.APIServer.Stop(); err != nil {
+	// envtest asks it to end once more, and then it may be gone already.
+	if err := c.plane.APIServer.Stop(); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("stopping kube-apiserver: %w", err)
 	}
 	return nil
@@ -295,7 +349,7 @@ func (c *Cluster) StopAPIServer() error {
 // keys: credentials handed out before stay good. It returns once the server is
 // ready, or once ctx ends.
 func (c *Cluster) StartAPIServer(ctx context.Context) error {
-	err := c.env.ControlPlane.APIServer.Start()
+	err := again(ctx, c.plane.APIServer.Start)
 	if err == nil {
 		err = c.awaitReady(ctx)
 	}
@@ -310,17 +364,10 @@ func (c *Cluster) awaitReady(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
-	for {
-		err := server.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("it does not get ready: %w", err)
-		case <-time.After(pollInterval):
-		}
+	if err := await(ctx, func() error { return server.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error() }); err != nil {
+		return fmt.Errorf("it does not get ready: %w", err)
 	}
+	return nil
 }
 
 // RestartAPIServer stops kube-apiserver and starts it again.
@@ -338,9 +385,9 @@ func (c *Cluster) Stop() error {
 	if c.manager != nil {
 		errs = append(errs, c.manager.stop())
 	}
-	if c.env != nil {
-		errs = append(errs, c.env.Stop())
-		for _, w := range []any{c.env.ControlPlane.Etcd.Err, c.env.ControlPlane.APIServer.Err} {
+	if c.plane.Etcd != nil {
+		errs = append(errs, c.plane.Stop())
+		for _, w := range []any{c.plane.Etcd.Err, c.plane.APIServer.Err} {
 			if f, ok := w.(*os.File); ok {
 				_ = f.Close()
 			}

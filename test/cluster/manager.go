@@ -37,7 +37,7 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	certificates := c.env.ControlPlane.APIServer.CertDir
+	certificates := c.plane.APIServer.CertDir
 	authority := filepath.Join(certificates, "apiserver-ca.crt")
 	if err := os.WriteFile(authority, c.Config.CAData, 0o600); err != nil {
 		return fmt.Errorf("writing the API server's certificate authority: %w", err)

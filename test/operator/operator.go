@@ -23,8 +23,9 @@ import (
 )
 
 const (
-	readyTimeout = 60 * time.Second
-	stopTimeout  = 45 * time.Second
+	// A machine may have much else to do. Nothing waits that long where all is well.
+	readyTimeout = 10 * time.Minute
+	stopTimeout  = 5 * time.Minute
 	pollInterval = 50 * time.Millisecond
 )
 

@@ -26,8 +26,8 @@ import (
 	"github.com/vextrus/saga-operator/test/operator"
 )
 
-// patience bounds every wait; the first may build kustomize.
-const patience = 5 * time.Minute
+// patience bounds every wait. It is long because the machine may be busy, and the first may build kustomize.
+const patience = 15 * time.Minute
 
 func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.Discard())
