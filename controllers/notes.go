@@ -27,6 +27,8 @@ type note struct {
 	gone bool
 	// doubted is true when recovery says that the saga is not finished, whatever its status says.
 	doubted bool
+	// ended is true once its end has been written. The note is kept only until the cache shows that.
+	ended bool
 }
 
 // notes keeps a note for each saga. The zero value is ready to use.
@@ -57,6 +59,15 @@ func (n *notes) drop(k engine.Key) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.m, k)
+}
+
+// shown drops the note of a saga whose end the cache shows, unless that is in doubt.
+func (n *notes) shown(k engine.Key) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.m[k].doubted {
+		delete(n.m, k)
+	}
 }
 
 // failing returns the sagas that the event store fails for.

@@ -14,13 +14,11 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
@@ -35,7 +33,7 @@ import (
 )
 
 // patienceOfTests bounds every wait. It is long because the machine may be busy; nothing waits that long when all is well.
-const patienceOfTests = 60 * time.Second
+const patienceOfTests = 10 * time.Minute
 
 // rig is a namespace with an operator of its own, over the package's one API server.
 type rig struct {
@@ -50,13 +48,13 @@ type rig struct {
 	beforeDelete func(client.Object)
 	beforeStatus func(client.Object) error // what it returns is what the API server says to the write
 	onTransport  func(http.RoundTripper) http.RoundTripper
+	onStart      func(*SagaReconciler)
 	log          lockedLog
 
-	mu         sync.Mutex
-	tampered   bool           // statuses are not the operator's own
-	reconciles map[string]int // by name
-	writes     map[string]int // status writes, by name
-	patches    map[string]int // patches of anything else, refused ones too, by name
+	mu       sync.Mutex
+	tampered bool // statuses are not the operator's own
+	tallies  map[string]*tally
+	barriers int
 }
 
 // newRig starts an operator for a new namespace. At the end of the test it checks the conditions of every saga in it.
@@ -73,7 +71,7 @@ func newRigWithoutOperator(t *testing.T, store eventstore.Store) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{T: t, kube: kube, store: store, svc: newService(t), reconciles: map[string]int{}, writes: map[string]int{}, patches: map[string]int{}}
+	r := &rig{T: t, kube: kube, store: store, svc: newService(t), tallies: map[string]*tally{}}
 	ns := &corev1.Namespace{}
 	ns.GenerateName = "t-"
 	if err := kube.Create(t.Context(), ns); err != nil {
@@ -98,17 +96,13 @@ func scheme(t *testing.T) *runtime.Scheme {
 // startOperator runs one more operator for the rig's namespace until the function that it returns is called, or the test ends.
 func (r *rig) startOperator() (stop func()) {
 	r.Helper()
-	config := apiServer(r.T)
+	cfg := apiServer(r.T)
 	if r.onTransport != nil {
-		config.Wrap(r.onTransport)
+		cfg.Wrap(r.onTransport)
 	}
-	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme: scheme(r.T), NewClient: r.countingClient, Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0",
-		Cache: cache.Options{
-			DefaultNamespaces: map[string]cache.Config{r.ns: {}},
-			ByObject:          map[client.Object]cache.ByObject{&v1.Saga{}: {Transform: Transform}},
-		},
-	})
+	o := managerOptions(r.T, r.ns)
+	o.NewClient, o.Cache.ByObject = r.countingClient, map[client.Object]cache.ByObject{&v1.Saga{}: {Transform: Transform}}
+	mgr, err := ctrl.NewManager(cfg, o)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -122,9 +116,13 @@ func (r *rig) startOperator() (stop func()) {
 	if err != nil {
 		r.Fatal(err)
 	}
+	if r.onStart != nil {
+		r.onStart(sagas)
+	}
 	if err := sagas.setup(mgr, counting{r, sagas}); err != nil {
 		r.Fatal(err)
 	}
+	sagas.events.timeout = patienceOfTests // in production an event is not worth that
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- mgr.Start(ctx) }()
@@ -139,6 +137,17 @@ func (r *rig) startOperator() (stop func()) {
 	return stop
 }
 
+// managerOptions are those of an operator for one namespace that has as long as it needs to start and to stop.
+func managerOptions(t *testing.T, ns string) ctrl.Options {
+	t.Helper()
+	return ctrl.Options{
+		Scheme: scheme(t), Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0",
+		Cache:                   cache.Options{DefaultNamespaces: map[string]cache.Config{ns: {}}},
+		Controller:              config.Controller{CacheSyncTimeout: patienceOfTests},
+		GracefulShutdownTimeout: new(patienceOfTests),
+	}
+}
+
 // participantKinds may call the loopback addresses that test servers have.
 func participantKinds(t *testing.T) participant.Registry {
 	t.Helper()
@@ -149,72 +158,6 @@ func participantKinds(t *testing.T) participant.Registry {
 	p := participanthttp.New(participanthttp.Options{Egress: policy})
 	t.Cleanup(p.Close)
 	return participant.Registry{participanthttp.Kind: p}
-}
-
-// counting counts reconciles by the object's name.
-type counting struct {
-	rig   *rig
-	sagas *SagaReconciler
-}
-
-func (c counting) Reconcile(ctx context.Context, k engine.Key) (reconcile.Result, error) {
-	c.rig.mu.Lock()
-	c.rig.reconciles[k.Name]++
-	c.rig.mu.Unlock()
-	return c.sagas.Reconcile(ctx, k)
-}
-
-// countingClient is the manager's client, with its status writes counted.
-func (r *rig) countingClient(cfg *rest.Config, o client.Options) (client.Client, error) {
-	c, err := client.NewWithWatch(cfg, o)
-	if err != nil {
-		return nil, err
-	}
-	return interceptor.NewClient(c, interceptor.Funcs{
-		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
-			err := c.Get(ctx, key, o, opts...)
-			if err == nil && r.beforeGet != nil {
-				r.beforeGet(o)
-			}
-			return err
-		},
-		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
-			if r.beforeDelete != nil {
-				r.beforeDelete(o)
-			}
-			return c.Delete(ctx, o, opts...)
-		},
-		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
-			r.mu.Lock()
-			r.patches[o.GetName()]++
-			r.mu.Unlock()
-			return c.Patch(ctx, o, p, opts...)
-		},
-		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
-			if r.beforeStatus != nil {
-				if err := r.beforeStatus(o); err != nil {
-					return err
-				}
-			}
-			count := func(n int) {
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				r.writes[o.GetName()] += n
-			}
-			count(1) // before anybody can see it
-			err := c.SubResource(sub).Patch(ctx, o, p, opts...)
-			if err != nil {
-				count(-1)
-			}
-			return err
-		},
-	}), nil
-}
-
-func (r *rig) counts(name string) (reconciles, writes int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.reconciles[name], r.writes[name]
 }
 
 // checkConditions is run at the end of every test.
@@ -341,16 +284,6 @@ func (r *rig) mustPatchStatus(name, mergePatch string) {
 	if err := r.kube.Status().Patch(r.Context(), o, client.RawPatch(types.MergePatchType, []byte(mergePatch))); err != nil {
 		r.Fatalf("changing the status of saga %s: %v", name, err)
 	}
-}
-
-func (r *rig) totalReconciles() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := 0
-	for _, c := range r.reconciles {
-		n += c
-	}
-	return n
 }
 
 func (r *rig) delete(name string) {

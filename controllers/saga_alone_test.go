@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/google/uuid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
@@ -37,10 +40,9 @@ func TestAnInvalidSagaStallsAloneAndNamesTheField(t *testing.T) {
 		t.Errorf("phase %s, message %q; want Pending and the field", o.Status.Phase, message)
 	}
 	r.waitEvents(o, "Warning InvalidDefinition")
-	reconciles, writes := r.counts("cycle")
-	<-time.After(time.Second) // nothing is waited for here: nothing must happen
-	if again, _ := r.counts("cycle"); again != reconciles || reconciles > 4 || writes != 1 {
-		t.Errorf("it was reconciled %d times, then %d, and its status written %d times; want few, no more, once", reconciles, again, writes)
+	r.waitQuiet("cycle")
+	if writes := r.writes("cycle"); writes != 1 {
+		t.Errorf("its status was written %d times, want once", writes)
 	}
 }
 
@@ -91,11 +93,12 @@ func TestAStatusThatLiesIsCorrectedFromTheStream(t *testing.T) {
 	}
 }
 
-func TestSagasWaitForAnEventStoreThatIsAwayAndGoOn(t *testing.T) {
+func TestASagaThatWaitsForTheEventStoreSaysSoOnceAndGoesOn(t *testing.T) {
 	t.Parallel()
 	away := &awayStore{Store: memory.New()}
 	away.away.Store(true)
 	r := newRigWithoutOperator(t, away)
+	r.onStart = trying(minBackoff, 4*minBackoff)
 	r.startOperator()
 	r.create("order", order)
 	o := r.wait("order", "waiting for the event store", func(o *v1.Saga) bool {
@@ -105,15 +108,42 @@ func TestSagasWaitForAnEventStoreThatIsAwayAndGoOn(t *testing.T) {
 	if holds(condition(o.Status.Conditions, v1.ConditionStalled)) {
 		t.Errorf("a saga that waits for the event store is Stalled")
 	}
-	came := time.Now()
+	said := r.reconciles("order")
+	r.eventually(func() error {
+		if n := r.reconciles("order") - said; n < 4 {
+			return fmt.Errorf("it was tried %d times more", n)
+		}
+		return nil
+	})
+	if writes := r.writes("order"); writes != 1 {
+		t.Errorf("the status was written %d times while it waited, want once", writes)
+	}
 	away.away.Store(false)
 	r.waitPhase("order", v1.PhaseCompleted)
-	// The status says so after the attempt at 6.4 s; by backing off alone the next one would be 6.4 s later.
-	if took := time.Unix(0, away.back.Load()).Sub(came); took > 4*time.Second {
-		t.Errorf("it took %s to go on", took)
-	}
-	if _, writes := r.counts("order"); writes > 3 {
-		t.Errorf("the status was written %d times, want 3 at most", writes)
+}
+
+func TestASagaGoesOnWhenTheEventStoreIsBackAndNotOnlyWhenItsTimeHasCome(t *testing.T) {
+	t.Parallel()
+	away := &awayStore{Store: memory.New()}
+	away.away.Store(true)
+	r := newRigWithoutOperator(t, away)
+	r.onStart = trying(time.Hour, time.Hour)
+	r.startOperator()
+	r.createHeld("order", order) // so that no event comes but for its creation
+	r.eventually(func() error {
+		if n := r.tally("order", nil); n.ended == 0 {
+			return errors.New("it has not been tried yet")
+		}
+		return nil
+	})
+	away.away.Store(false)
+	r.waitPhase("order", v1.PhaseCompleted)
+}
+
+// trying has a saga that fails tried again after so long, doubled each time.
+func trying(first, longest time.Duration) func(*SagaReconciler) {
+	return func(s *SagaReconciler) {
+		s.limiter = workqueue.NewTypedItemExponentialFailureRateLimiter[engine.Key](first, longest)
 	}
 }
 
@@ -141,7 +171,6 @@ func TestAnOperatorThatIsStartedAgainGoesOnWhereTheOtherStopped(t *testing.T) {
 type awayStore struct {
 	eventstore.Store
 	away atomic.Bool
-	back atomic.Int64 // when the first append was let through, in nanoseconds
 }
 
 func (s *awayStore) check(doing string) error {
@@ -155,7 +184,6 @@ func (s *awayStore) Append(ctx context.Context, a eventstore.Append) (eventstore
 	if err := s.check("appending"); err != nil {
 		return eventstore.Appended{}, err
 	}
-	s.back.CompareAndSwap(0, time.Now().UnixNano())
 	return s.Store.Append(ctx, a)
 }
 
@@ -176,31 +204,15 @@ func (s *awayStore) UnfinishedSagas(ctx context.Context, after uuid.UUID, limit 
 func TestTheStatusIsWrittenTwiceAtMostForASagaThatFinishesQuickly(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	const sagas = 20
-	for i := range sagas {
-		r.create(fmt.Sprintf("order-%d", i), order)
+	names := make([]string, 20)
+	for i := range names {
+		names[i] = fmt.Sprintf("order-%d", i)
+		r.create(names[i], order)
 	}
-	most := 0
-	for i := range sagas {
-		name := fmt.Sprintf("order-%d", i)
-		o := r.waitPhase(name, v1.PhaseCompleted)
-		state := r.fold(o)
-		took := state.EndedAt.Sub(state.StartedAt)
+	for _, name := range names {
 		r.checkWrites(name, v1.PhaseCompleted)
-		most += 5 // the object, its finalizer, three outcomes
-		if took >= 150*time.Millisecond {
-			most += 2 // and the timer of the first mirror, and one to spare
-		}
 	}
-	<-time.After(time.Second) // nothing is waited for here: nothing must happen
-	before := r.totalReconciles()
-	if before > most {
-		t.Errorf("%d sagas were reconciled %d times, want %d at most", sagas, before, most)
-	}
-	<-time.After(time.Second)
-	if after := r.totalReconciles(); after != before {
-		t.Errorf("finished sagas were reconciled %d times more", after-before)
-	}
+	r.waitQuiet(names...)
 }
 
 func TestTheStatusIsWrittenTwiceAtMostForASagaThatIsRolledBackQuickly(t *testing.T) {
@@ -215,37 +227,55 @@ func TestTheStatusIsWrittenTwiceAtMostForASagaThatIsRolledBackQuickly(t *testing
 	for i := range sagas {
 		r.checkWrites(fmt.Sprintf("quick-%d", i), v1.PhaseCompensated)
 	}
+	gates := make([]*gate, sagas)
 	for i := range sagas { // these are shown running before they are declined
 		name := fmt.Sprintf("shown-%d", i)
-		decline := newGate(t)
-		r.svc.on("POST /decline-"+name, decline.then(declined))
+		gates[i] = newGate(t)
+		r.svc.on("POST /decline-"+name, gates[i].then(declined))
 		r.create(name, strings.Replace(order, "SERVICE/charge", "SERVICE/decline-"+name, 1))
-		r.wait(name, "shown running", func(o *v1.Saga) bool { return o.Status.Phase == v1.PhaseRunning })
-		decline.open()
-		r.checkWrites(name, v1.PhaseCompensated)
+	}
+	for i := range sagas {
+		r.waitPhase(fmt.Sprintf("shown-%d", i), v1.PhaseRunning)
+		gates[i].open()
+	}
+	for i := range sagas {
+		r.checkWrites(fmt.Sprintf("shown-%d", i), v1.PhaseCompensated)
 	}
 }
 
-// checkWrites waits for the end of a saga and checks how often its status was written until then, if it ended within a second.
+// checkWrites waits for the end of a saga and checks how often its status was written until then, if it ended within a second. However slow the machine is, what was written before the
+// decision that ended the saga was written at an earlier time than that decision's.
 func (r *rig) checkWrites(name string, end v1.SagaPhase) {
 	r.Helper()
 	o := r.waitPhase(name, end)
 	state := r.fold(o)
 	took := state.EndedAt.Sub(state.StartedAt)
-	if _, writes := r.counts(name); writes > 2 && took <= time.Second || writes > 1 && took < 150*time.Millisecond {
+	if writes := r.writes(name); writes > 2 && took < quick || writes > 1 && took < settleTime {
 		r.Errorf("the status of %s, which took %s, was written %d times", name, took, writes)
 	}
 }
 
 func TestAStatusThatMovesFastIsWrittenOncePerSecond(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	r.svc.on("POST /charge", answer(503, `{"message":"busy"}`))
-	r.create("order", "deadline: 5s\n"+strings.Replace(order, "maxAttempts: 3", "maxAttempts: 100", 1))
-	r.waitPhase("order", v1.PhaseCompensated)
-	if _, writes := r.counts("order"); writes > 10 {
-		t.Errorf("the status was written %d times within 5 seconds", writes)
+	r := newRigWithoutOperator(t, memory.New())
+	var last time.Time
+	taken := 0
+	r.beforeStatus = func(o client.Object) error { // one at a time
+		if o.(*v1.Saga).Status.Phase != v1.PhaseRunning {
+			return nil
+		}
+		now, written := time.Now(), r.tally("order", nil).written
+		if gap := now.Sub(last); written > taken && gap < mirrorEvery {
+			t.Errorf("the status was written again after %s", gap)
+		}
+		last, taken = now, written
+		return nil
 	}
+	r.startOperator()
+	r.svc.on("POST /charge", answer(503, `{"message":"busy"}`))
+	r.create("order", "deadline: 4s\n"+strings.Replace(order, "maxAttempts: 3, initialBackoff: 10ms, maxBackoff: 50ms", "maxAttempts: 100, initialBackoff: 100ms, maxBackoff: 100ms", 1))
+	r.waitPhase("order", v1.PhaseCompensated)
+	t.Logf("the status was written %d times", r.writes("order"))
 }
 
 func TestTheCacheKeepsLittleOfAFinishedSaga(t *testing.T) {

@@ -40,16 +40,105 @@ func TestASagaGoesOnWhileTheCacheDoesNotShowItsFinalizer(t *testing.T) {
 	r.startOperator()
 	o := r.create("order", order)
 	r.waitRecorded(o, saga.Completed)
-	r.mu.Lock()
-	patches := r.patches["order"]
-	r.mu.Unlock()
-	if patches != 1 {
-		t.Errorf("its finalizers were written %d times, want once", patches)
+	if n := r.tally("order", nil).patches; n != 1 {
+		t.Errorf("its finalizers were written %d times, want once", n)
 	}
 	mu.Lock()
 	behind = false
 	mu.Unlock()
 	r.waitPhase("order", v1.PhaseCompleted)
+}
+
+// TestAnEndThatTheCacheDoesNotShowYetIsNotWrittenAgain has the watch stand still when the end is written, and an outcome told late.
+func TestAnEndThatTheCacheDoesNotShowYetIsNotWrittenAgain(t *testing.T) {
+	t.Parallel()
+	r := newRigWithoutOperator(t, memory.New())
+	var s *SagaReconciler
+	r.onStart = func(o *SagaReconciler) { s = o }
+	var still atomic.Bool
+	goOn := newGate(t)
+	r.onTransport = func(base http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			res, err := base.RoundTrip(req)
+			if err == nil && req.URL.Query().Has("watch") {
+				res.Body = slowBody{res.Body, func() {
+					if still.Load() {
+						<-goOn.ch
+					}
+				}}
+			}
+			return res, err
+		})
+	}
+	r.beforeStatus = func(o client.Object) error {
+		still.Store(finished(o.(*v1.Saga)))
+		return nil
+	}
+	r.startOperator()
+	t.Cleanup(goOn.open) // before the operator is stopped
+	o := r.create("order", order)
+	r.waitPhase("order", v1.PhaseCompleted)
+	r.writes("order")
+	before := r.tally("order", nil)
+	s.Enqueue(keyOf(o))
+	r.eventually(func() error {
+		if n := r.tally("order", nil); n.ended < before.begun+2 {
+			return fmt.Errorf("it was reconciled %d times more", n.ended-before.begun)
+		}
+		return nil
+	})
+	if n := r.tally("order", nil); n.tried != before.tried {
+		t.Errorf("its status was written %d times more", n.tried-before.tried)
+	}
+	goOn.open()
+	r.waitQuiet("order")
+	r.waitForgotten(s, "order")
+}
+
+// slowBody is a body of which nothing is read before a wait is over.
+type slowBody struct {
+	io.ReadCloser
+	wait func()
+}
+
+// Read implements io.Reader.
+func (b slowBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.wait()
+	return n, err
+}
+
+// waitForgotten waits until a reconciler remembers nothing of some sagas.
+func (r *rig) waitForgotten(s *SagaReconciler, names ...string) {
+	r.Helper()
+	r.eventually(func() error {
+		s.notes.mu.Lock()
+		defer s.notes.mu.Unlock()
+		for k, n := range s.notes.m {
+			if slices.Contains(names, k.Name) {
+				return fmt.Errorf("saga %s is remembered: %+v", k.Name, n)
+			}
+		}
+		return nil
+	})
+}
+
+func TestASagaThatHasEndedIsForgottenOnceTheCacheShowsIt(t *testing.T) {
+	t.Parallel()
+	r := newRigWithoutOperator(t, memory.New())
+	var s *SagaReconciler
+	r.onStart = func(o *SagaReconciler) { s = o }
+	r.svc.on("POST /decline", answer(http.StatusPaymentRequired, `{}`))
+	r.startOperator()
+	names := make([]string, 20)
+	for i := range names {
+		names[i] = fmt.Sprintf("order-%d", i)
+		r.create(names[i], strings.Replace(order, "SERVICE/ship", []string{"SERVICE/ship", "SERVICE/decline"}[i%2], 1))
+	}
+	for i, name := range names {
+		r.waitPhase(name, []v1.SagaPhase{v1.PhaseCompleted, v1.PhaseCompensated}[i%2])
+	}
+	r.waitForgotten(s, names...)
 }
 
 func TestAFinalizerOfSomebodyElseIsKept(t *testing.T) {
@@ -90,13 +179,12 @@ func TestATimeToLiveThatIsChangedAtTheLastMomentCounts(t *testing.T) {
 		if err := r.patch("order", `{"spec":{"ttlAfterFinished":"1h"}}`); err != nil {
 			t.Error(err)
 		}
-		reconciles, _ := r.counts("order")
-		seen.Store(int64(reconciles) + 1)
+		seen.Store(int64(r.reconciles("order")) + 1)
 	}
 	r.startOperator()
 	r.create("order", "ttlAfterFinished: 0s\n"+order)
 	r.eventually(func() error {
-		if reconciles, _ := r.counts("order"); seen.Load() < 2 || int64(reconciles) < seen.Load() {
+		if reconciles := r.reconciles("order"); seen.Load() < 2 || int64(reconciles) < seen.Load() {
 			return fmt.Errorf("it was reconciled %d times: not again since its time was up", reconciles)
 		}
 		return nil
@@ -134,7 +222,7 @@ func TestRecoveryLeavesSagasOfOtherNamespacesToTheirOperator(t *testing.T) {
 	})
 	r.mustPatch("order", `{"spec":{"suspend":false}}`)
 	r.waitPhase("order", v1.PhaseCompleted)
-	if reconciles, _ := r.counts("foreign"); reconciles > 0 {
+	if reconciles := r.reconciles("foreign"); reconciles > 0 {
 		t.Errorf("a saga of a namespace that is not watched was reconciled %d times", reconciles)
 	}
 }

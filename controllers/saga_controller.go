@@ -51,6 +51,7 @@ type SagaReconciler struct {
 	// AnyName lets several controllers live in one process, as tests want it.
 	AnyName bool
 
+	limiter workqueue.TypedRateLimiter[engine.Key] // how long a key that fails waits
 	queue   atomic.Pointer[queue]
 	started chan struct{} // closed when there is a queue
 	notes   notes
@@ -75,7 +76,7 @@ func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconci
 	c, err := controller.NewTyped("saga", mgr, controller.TypedOptions[engine.Key]{
 		Reconciler:              outer,
 		MaxConcurrentReconciles: r.Concurrency,
-		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[engine.Key](minBackoff, maxBackoff),
+		RateLimiter:             r.limiter,
 		RecoverPanic:            new(true),
 		UsePriorityQueue:        new(true),
 		SkipNameValidation:      new(r.AnyName),
@@ -115,6 +116,9 @@ func (r *SagaReconciler) setDefaults(mgr manager.Manager) {
 	if r.Concurrency <= 0 {
 		r.Concurrency = DefaultConcurrency
 	}
+	if r.limiter == nil {
+		r.limiter = workqueue.NewTypedItemExponentialFailureRateLimiter[engine.Key](minBackoff, maxBackoff)
+	}
 	if r.Watches == nil {
 		r.Watches = func(string) bool { return true }
 	}
@@ -126,8 +130,12 @@ func (r *SagaReconciler) Reconcile(ctx context.Context, key engine.Key) (reconci
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if s.settled {
+	switch {
+	case s.settled:
 		return r.expire(ctx, s)
+	case s.unshown:
+		r.awaitCache(s)
+		return s.again(r.Clock()), nil
 	}
 	r.define(s)
 	if err := r.holdObject(ctx, s); err != nil {

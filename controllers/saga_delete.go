@@ -3,6 +3,9 @@ package controllers
 import (
 	"context"
 
+	"k8s.io/apimachinery/pkg/types"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
@@ -22,8 +25,12 @@ func (r *SagaReconciler) letGo(ctx context.Context, s *sighting) error {
 			return err
 		}
 		r.forget(s.key)
-	case (state.Phase.Terminal() || s.over) && s.mirrored:
+	case s.over && s.mirrored:
 		r.forget(s.key)
+		s.wakeAt(expiry(s.object))
+	case state.Phase.Terminal() && s.mirrored:
+		r.Engine.Forget(s.key)
+		r.forgetOnceShown(ctx, s.key)
 		s.wakeAt(expiry(s.object))
 	case state.Phase == saga.CompensationFailed:
 		r.Engine.Forget(s.key) // it waits for a person, who may take long
@@ -53,6 +60,17 @@ func (r *SagaReconciler) letGoOrphan(s *sighting) {
 		r.Logger.Error("a saga whose object is gone cannot be undone, and what it did stays done: somebody has to look after it", "saga", s.key,
 			"reason", s.problem.reason, "message", s.problem.message+advice(s.problem, s.unstarted))
 		r.forget(s.key)
+	}
+}
+
+// forgetOnceShown drops what is remembered of a saga whose end has been written, as soon as the cache shows that: who looked at the saga before, for an event or an outcome that
+// came late, would load its stream and write its end again, in vain. The event that shows it drops the note; one that came before is found in the cache.
+func (r *SagaReconciler) forgetOnceShown(ctx context.Context, k engine.Key) {
+	r.notes.change(k, func(n *note) { n.ended, n.doubted = true, false })
+	cached := &v1.Saga{}
+	err := r.Client.Get(ctx, types.NamespacedName{Namespace: k.Namespace, Name: k.Name}, cached)
+	if err != nil || string(cached.UID) != k.UID || finished(cached) {
+		r.notes.shown(k)
 	}
 }
 

@@ -78,6 +78,7 @@ type eventWriter struct {
 	client   client.Client
 	log      *slog.Logger
 	instance string
+	timeout  time.Duration
 	queue    chan *eventsv1.Event
 }
 
@@ -86,7 +87,7 @@ func newEventWriter(c client.Client, log *slog.Logger) *eventWriter {
 	if err != nil {
 		host = "unknown"
 	}
-	return &eventWriter{client: c, log: log, instance: clip("saga-operator-"+host, maxEventInstance), queue: make(chan *eventsv1.Event, eventQueue)}
+	return &eventWriter{client: c, log: log, instance: clip("saga-operator-"+host, maxEventInstance), timeout: eventTimeout, queue: make(chan *eventsv1.Event, eventQueue)}
 }
 
 func (w *eventWriter) send(e *eventsv1.Event) {
@@ -120,7 +121,7 @@ func (w *eventWriter) work(ctx context.Context) {
 
 func (w *eventWriter) write(ctx context.Context, e *eventsv1.Event) {
 	defer guard(w.log, "writing a Kubernetes event")
-	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
 	// A namespace that is being deleted takes no more events.
 	if err := w.client.Create(ctx, e); err != nil && !apierrors.IsAlreadyExists(err) {

@@ -56,6 +56,28 @@ func TestAnAPIServerThatIsSlowIsShownLess(t *testing.T) {
 	}
 }
 
+func TestWhatChangesWithinAPhaseIsShownOncePerSecondOrLessOftenWhereWritesAreSlow(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	running := &v1.SagaStatus{Phase: v1.PhaseRunning}
+	for name, test := range map[string]struct{ write, since, want time.Duration }{
+		"just written":     {5 * time.Millisecond, 400 * time.Millisecond, 600 * time.Millisecond},
+		"a second ago":     {5 * time.Millisecond, time.Second, 0},
+		"writes are slow":  {500 * time.Millisecond, time.Second, 7 * time.Second},
+		"not written here": {5 * time.Millisecond, time.Hour, 0},
+	} {
+		r := &SagaReconciler{Clock: func() time.Time { return now }}
+		for range 200 {
+			r.writes.add(test.write)
+		}
+		s := &sighting{note: note{wroteAt: now.Add(-test.since)}}
+		s.result.State = saga.State{Version: 1, Phase: saga.Running, StartedAt: now.Add(-time.Minute)}
+		if got := max(0, r.mirrorDelay(s, running, running)); got < test.want-time.Millisecond || got > test.want {
+			t.Errorf("%s: the write waits %s, want %s", name, got, test.want)
+		}
+	}
+}
+
 // A saga that is rolled back within a second is written twice at most: as Running where it was shown so, and as what it came to.
 func TestARollbackIsShownWhenItTakesLongerThanASecondAndItsEndAtOnce(t *testing.T) {
 	t.Parallel()

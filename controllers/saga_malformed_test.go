@@ -31,7 +31,7 @@ func TestEveryManifestThatCannotBeRefusedStallsAlone(t *testing.T) {
 		if o.Status.Phase != v1.PhasePending || len(r.history(o)) != 0 {
 			t.Errorf("%s: phase %s, history %v; want Pending, none", c.Name, o.Status.Phase, r.history(o))
 		}
-		if _, writes := r.counts(c.Name); writes != 1 {
+		if writes := r.writes(c.Name); writes != 1 {
 			t.Errorf("%s: its status was written %d times", c.Name, writes)
 		}
 	}

@@ -26,6 +26,8 @@ type sighting struct {
 	object *v1.Saga
 	// settled is true when the saga has finished and its status says so: there is nothing to drive.
 	settled bool
+	// unshown is true when its end has been written, and the cache does not show that yet.
+	unshown bool
 	// observed is what the engine is told, invalid what is wrong with the definition.
 	observed engine.Observation
 	invalid  []saga.FieldError
@@ -76,9 +78,11 @@ func (r *SagaReconciler) observe(ctx context.Context, key engine.Key) (*sighting
 	case err != nil || string(cached.UID) != key.UID:
 	case !finished(cached):
 		s.object = cached
+		s.unshown = s.note.ended && s.cacheIsBehind()
 		return s, nil
 	case cached.DeletionTimestamp.IsZero() && !s.note.doubted:
 		s.object, s.settled = cached, true
+		r.notes.shown(key)
 		return s, nil
 	}
 	// The cache does not have it, or has only what is kept of a finished saga.

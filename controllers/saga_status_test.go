@@ -274,7 +274,7 @@ func TestAStatusThatIsForbiddenForAMomentIsShownSoonAfter(t *testing.T) {
 	r := newRigWithoutOperator(t, memory.New())
 	var asked atomic.Int32
 	r.beforeStatus = func(o client.Object) error {
-		if asked.Add(1) <= 3 {
+		if asked.Add(1) <= 2 {
 			return apierrors.NewForbidden(schema.GroupResource{Group: v1.GroupVersion.Group, Resource: "sagas"}, o.GetName(), errors.New("the roles have not been read"))
 		}
 		return nil
@@ -282,7 +282,7 @@ func TestAStatusThatIsForbiddenForAMomentIsShownSoonAfter(t *testing.T) {
 	r.startOperator()
 	r.create("order", order)
 	r.waitPhase("order", v1.PhaseCompleted)
-	if n := asked.Load(); n < 4 {
+	if n := asked.Load(); n < 3 {
 		t.Errorf("the status was written %d times", n)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -15,16 +14,19 @@ import (
 	"github.com/vextrus/saga-operator/internal/engine"
 )
 
-// sagas is the source of keys from the objects that users write. What only our own
-// status write has changed is no reason to look again, unless it is waited for.
+// sagas is the source of keys from the objects that users write.
 func (r *SagaReconciler) sagas(c cache.Cache) source.TypedSource[engine.Key] {
-	type limiting = workqueue.TypedRateLimitingInterface[engine.Key]
-	return source.TypedKind(c, &v1.Saga{}, handler.TypedFuncs[*v1.Saga, engine.Key]{
-		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[*v1.Saga], q limiting) {
+	return source.TypedKind(c, &v1.Saga{}, r.handlers())
+}
+
+// handlers queue the keys of objects that have changed. What only our own status write has changed is no reason to look again, unless it is waited for.
+func (r *SagaReconciler) handlers() handler.TypedFuncs[*v1.Saga, engine.Key] {
+	return handler.TypedFuncs[*v1.Saga, engine.Key]{
+		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[*v1.Saga], q queue) {
 			defer guard(r.Logger, "taking in a new saga")
 			q.Add(keyOf(e.Object))
 		},
-		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[*v1.Saga], q limiting) {
+		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[*v1.Saga], q queue) {
 			defer guard(r.Logger, "taking in a changed saga")
 			if e.ObjectOld.UID != e.ObjectNew.UID { // deleted and made again between two looks
 				q.Add(keyOf(e.ObjectOld))
@@ -32,14 +34,19 @@ func (r *SagaReconciler) sagas(c cache.Cache) source.TypedSource[engine.Key] {
 			if k := keyOf(e.ObjectNew); wantsMore(e.ObjectOld, e.ObjectNew) || r.notes.get(k).lagging > 0 {
 				q.Add(k)
 			}
+			if finished(e.ObjectNew) {
+				r.notes.shown(keyOf(e.ObjectNew))
+			}
 		},
-		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[*v1.Saga], q limiting) {
+		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[*v1.Saga], q queue) {
 			defer guard(r.Logger, "taking in a deleted saga")
-			if !finished(e.Object) { // somebody took the finalizer off by force
+			if finished(e.Object) {
+				r.notes.shown(keyOf(e.Object))
+			} else { // somebody took the finalizer off by force
 				q.Add(keyOf(e.Object))
 			}
 		},
-	})
+	}
 }
 
 func keyOf(o *v1.Saga) engine.Key {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/client-go/rest"
@@ -40,7 +39,7 @@ func TestMain(m *testing.M) {
 func apiServer(t testing.TB) *rest.Config {
 	t.Helper()
 	shared.once.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patienceOfTests)
 		defer cancel()
 		shared.cluster, shared.err = cluster.Start(ctx, cluster.Options{})
 	})
