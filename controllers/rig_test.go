@@ -33,7 +33,7 @@ import (
 )
 
 // patienceOfTests bounds every wait. It is long because the machine may be busy; nothing waits that long when all is well.
-const patienceOfTests = 10 * time.Minute
+const patienceOfTests = 5 * time.Minute
 
 // rig is a namespace with an operator of its own, over the package's one API server.
 type rig struct {

@@ -20,6 +20,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/outbox"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
 // natsServer is a NATS server with JetStream and no streams, for whoever shows the password.
@@ -27,6 +28,7 @@ func natsServer(t *testing.T, username, password string) (url string) {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true, Username: username, Password: password,
+		AuthTimeout: patienceOfTests.Seconds(), WriteDeadline: patienceOfTests,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -42,15 +44,10 @@ func natsServer(t *testing.T, username, password string) (url string) {
 	return s.ClientURL()
 }
 
-// nobody returns an address at which nobody listens.
+// nobody returns an address at which nobody listens, but for the test itself if it wants to.
 func nobody(t *testing.T) string {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return ports.ForTest(t)
 }
 
 func TestASinkIsReadyWhenItsDestinationTakesMessages(t *testing.T) {
@@ -61,12 +58,39 @@ func TestASinkIsReadyWhenItsDestinationTakesMessages(t *testing.T) {
 	r.start()
 	o := r.sink("good", fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: token}}}`, good.url))
 	got := r.waitReady("good", metav1.ConditionTrue, "Ready")
-	if got.Status.Kind != v1.SinkHTTP || got.Status.LastError != nil {
+	if got.Status.Kind != v1.SinkHTTP {
 		t.Errorf("the status is %+v", got.Status)
 	}
 	s := r.waitSet(o, nil)
 	if s.Name != r.ns+"/good" || s.Timeout != 10*time.Second || s.Retry != (outbox.Retry{MaxAttempts: 20, InitialBackoff: time.Second, MaxBackoff: 5 * time.Minute}) {
 		t.Errorf("the relay was given %+v", s)
+	}
+}
+
+func TestTheLastErrorIsOneThatASinkHasHadAndNotThatItIsSuspended(t *testing.T) {
+	t.Parallel()
+	r := &SinkReconciler{Clock: func() time.Time { return ended }}
+	failure := &sinkProblem{outbox.ReasonUnauthorized, "401"}
+	var status v1.SinkStatus
+	for _, step := range []struct {
+		what string
+		e    sinkEntry
+		want string
+	}{
+		{"ready", sinkEntry{}, ""},
+		{"suspended", sinkEntry{problem: &sinkProblem{v1.SinkReasonSuspended, "it is"}}, ""},
+		{"failing", sinkEntry{failure: failure}, outbox.ReasonUnauthorized},
+		{"ready again", sinkEntry{}, outbox.ReasonUnauthorized},
+		{"suspended again", sinkEntry{problem: &sinkProblem{v1.SinkReasonSuspended, "it is"}}, outbox.ReasonUnauthorized},
+	} {
+		status = *r.statusOf(&step.e, &status)
+		got := ""
+		if status.LastError != nil {
+			got = status.LastError.Reason
+		}
+		if got != step.want {
+			t.Errorf("%s: the last error is %q, want %q", step.what, got, step.want)
+		}
 	}
 }
 
@@ -207,7 +231,7 @@ func TestASinkThatIsBackIsReadyAgain(t *testing.T) {
 	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonConnectionFailed)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
 	if err != nil {
-		t.Skipf("the port was taken meanwhile: %v", err)
+		t.Fatal(err)
 	}
 	serveOn(t, l)
 	got := r.waitReady("s", metav1.ConditionTrue, "Ready")
@@ -243,8 +267,15 @@ func TestADestinationThatTakesMessagesIsReadyWhateverItSaysToACheck(t *testing.T
 	o := r.sink("s", fmt.Sprintf(`{http: {url: "%s"}}`, server.URL))
 	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonUnauthorized) // which is all that is known of it
 	p, _ := r.waitSet(o, nil).Publisher.(*countingPublisher)
-	r.relay.stands(outbox.Status{ID: string(o.UID), Published: 1})
-	r.waitReady("s", metav1.ConditionTrue, "Ready")
+	published := int64(0)
+	publishes := func() { // once more each time: where a check goes unanswered for once, what was published before it counts no more
+		r.eventually(func() error {
+			published++
+			r.relay.stands(outbox.Status{ID: string(o.UID), Published: published})
+			return r.ready("s", metav1.ConditionTrue, "Ready", &v1.Sink{})
+		})
+	}
+	publishes()
 	since, _ := p.counts()
 	r.eventually(func() error {
 		if now, _ := p.counts(); now < since+3 {
@@ -252,8 +283,8 @@ func TestADestinationThatTakesMessagesIsReadyWhateverItSaysToACheck(t *testing.T
 		}
 		return nil
 	})
-	r.waitReady("s", metav1.ConditionTrue, "Ready")
-	r.relay.stands(outbox.Status{ID: string(o.UID), Published: 2, Backlog: 1, Trouble: "401 Unauthorized", Reason: outbox.ReasonUnauthorized})
+	publishes()
+	r.relay.stands(outbox.Status{ID: string(o.UID), Published: published, Backlog: 1, Trouble: "401 Unauthorized", Reason: outbox.ReasonUnauthorized})
 	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonUnauthorized)
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,9 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/yaml"
 
@@ -78,10 +77,20 @@ func (r *sinkRig) reconciler() *SinkReconciler {
 		r.Fatal(err)
 	}
 	return &SinkReconciler{
-		Relay: r.relay, Dial: policy.Dialer(5 * time.Second).DialContext, Namespace: r.ns, AnyName: true, pace: briskPace,
+		Relay: r.relay, Dial: withoutDNS(policy.Dialer(patienceOfTests).DialContext), Namespace: r.ns, AnyName: true, pace: briskPace,
 		Logger:  slog.New(slog.NewTextHandler(io.MultiWriter(r.Output(), &r.log), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Watches: func(ns string) bool { return ns == r.ns },
 		around:  func(p outbox.Publisher) outbox.Publisher { return &countingPublisher{Publisher: p} },
+	}
+}
+
+// withoutDNS knows without asking anybody that there is no host whose name ends in .invalid: what name servers say of it, and after how long, is not what a test is about.
+func withoutDNS(dial dialer) dialer {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if host, _, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".invalid") {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}}
+		}
+		return dial(ctx, network, address)
 	}
 }
 
@@ -89,10 +98,7 @@ func (r *sinkRig) reconciler() *SinkReconciler {
 func (r *sinkRig) start(change ...func(*SinkReconciler, *ctrl.Options)) (s *SinkReconciler, stop func()) {
 	r.Helper()
 	s = r.reconciler()
-	o := ctrl.Options{
-		Scheme: scheme(r.T), Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0",
-		Cache: cache.Options{DefaultNamespaces: map[string]cache.Config{r.ns: {}}},
-	}
+	o := managerOptions(r.T, r.ns)
 	for _, f := range change {
 		f(s, &o)
 	}
@@ -181,20 +187,24 @@ func (r *sinkRig) eventually(f func() error) {
 func (r *sinkRig) waitReady(name string, status metav1.ConditionStatus, reason string) *v1.Sink {
 	r.Helper()
 	o := &v1.Sink{}
-	r.eventually(func() error {
-		if err := r.kube.Get(r.Context(), types.NamespacedName{Namespace: r.ns, Name: name}, o); err != nil {
-			return err
-		}
-		c := meta.FindStatusCondition(o.Status.Conditions, v1.ConditionReady)
-		if c == nil || c.Status != status || c.Reason != reason || c.ObservedGeneration != o.Generation || o.Status.ObservedGeneration != o.Generation {
-			return fmt.Errorf("sink %s at generation %d is not Ready=%s for %s: %+v", name, o.Generation, status, reason, o.Status)
-		}
-		if c.Message == "" || c.LastTransitionTime.IsZero() {
-			r.Errorf("sink %s: the condition says nothing: %+v", name, c)
-		}
-		return nil
-	})
+	r.eventually(func() error { return r.ready(name, status, reason, o) })
 	return o
+}
+
+// ready reads a sink and returns an error if its condition Ready is not as wanted.
+func (r *sinkRig) ready(name string, status metav1.ConditionStatus, reason string, o *v1.Sink) error {
+	r.Helper()
+	if err := r.kube.Get(r.Context(), types.NamespacedName{Namespace: r.ns, Name: name}, o); err != nil {
+		return err
+	}
+	c := meta.FindStatusCondition(o.Status.Conditions, v1.ConditionReady)
+	if c == nil || c.Status != status || c.Reason != reason || c.ObservedGeneration != o.Generation || o.Status.ObservedGeneration != o.Generation {
+		return fmt.Errorf("sink %s at generation %d is not Ready=%s for %s: %+v", name, o.Generation, status, reason, o.Status)
+	}
+	if c.Message == "" || c.LastTransitionTime.IsZero() {
+		r.Errorf("sink %s: the condition says nothing: %+v", name, c)
+	}
+	return nil
 }
 
 // waitSet waits until the relay publishes to a sink by another publisher than the one that is given, and returns the sink.

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 func apiServer(t testing.TB) *rest.Config {
 	t.Helper()
 	shared.once.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patienceOfTests)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*patienceOfTests)
 		defer cancel()
 		shared.cluster, shared.err = cluster.Start(ctx, cluster.Options{})
 	})

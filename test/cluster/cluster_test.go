@@ -30,14 +30,14 @@ import (
 )
 
 // patience bounds every wait. It is long because the machine may be busy; nothing waits that long when all is well.
-const patience = 10 * time.Minute
+const patience = 5 * time.Minute
 
 // shared is the cluster of the tests that do not stop it.
 var shared *cluster.Cluster
 
 func TestMain(m *testing.M) {
 	log.SetLogger(logr.Discard())
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	var err error
 	shared, err = cluster.Start(ctx, cluster.Options{CRDs: []string{}, Manifests: []string{"testdata/policy.yaml"}, ControllerManager: true})
