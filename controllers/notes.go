@@ -61,11 +61,11 @@ func (n *notes) drop(k engine.Key) {
 	delete(n.m, k)
 }
 
-// shown drops the note of a saga whose end the cache shows, unless that is in doubt.
+// shown drops the note of a saga whose end the cache shows, unless that is in doubt, or its object is to go and waits for the event store.
 func (n *notes) shown(k engine.Key) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.m[k].doubted {
+	if v := n.m[k]; !v.doubted && v.failingSince.IsZero() {
 		delete(n.m, k)
 	}
 }

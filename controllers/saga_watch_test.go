@@ -26,15 +26,16 @@ func TestOnlyWhatSomebodyElseHasChangedIsAReasonToLookAgain(t *testing.T) {
 		queued int
 		kept   bool
 	}{
-		"its status":                      {note{recorded: true}, func(o *v1.Saga) { o.Status.Step = "ship" }, 0, true},
-		"its status, which is waited for": {note{lagging: 1}, func(o *v1.Saga) { o.Status.Step = "ship" }, 1, true},
-		"its end":                         {note{ended: true}, end, 0, false},
-		"its end, which is waited for":    {note{ended: true, lagging: 1}, end, 1, false},
-		"its end, which is doubted":       {note{doubted: true}, end, 0, true},
-		"its spec":                        {note{}, func(o *v1.Saga) { o.Generation++ }, 1, true},
-		"its finalizers":                  {note{}, func(o *v1.Saga) { o.Finalizers = nil }, 1, true},
-		"it is to be deleted":             {note{}, func(o *v1.Saga) { o.DeletionTimestamp = new(metav1.Now()) }, 1, true},
-		"another has its name":            {note{}, func(o *v1.Saga) { o.UID = "2" }, 2, true},
+		"its status":                         {note{recorded: true}, func(o *v1.Saga) { o.Status.Step = "ship" }, 0, true},
+		"its status, which is waited for":    {note{lagging: 1}, func(o *v1.Saga) { o.Status.Step = "ship" }, 1, true},
+		"its end":                            {note{ended: true}, end, 0, false},
+		"its end, which is waited for":       {note{ended: true, lagging: 1}, end, 1, false},
+		"its end, which is doubted":          {note{doubted: true}, end, 0, true},
+		"it has ended, and cannot be let go": {note{failingSince: ended}, end, 0, true},
+		"its spec":                           {note{}, func(o *v1.Saga) { o.Generation++ }, 1, true},
+		"its finalizers":                     {note{}, func(o *v1.Saga) { o.Finalizers = nil }, 1, true},
+		"it is to be deleted":                {note{}, func(o *v1.Saga) { o.DeletionTimestamp = new(metav1.Now()) }, 1, true},
+		"another has its name":               {note{}, func(o *v1.Saga) { o.UID = "2" }, 2, true},
 	} {
 		r := &SagaReconciler{}
 		q := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[engine.Key]())
