@@ -1,6 +1,7 @@
 package guard_test
 
 import (
+	"bufio"
 	"errors"
 	"os"
 	"os/exec"
@@ -51,12 +52,11 @@ func TestAKilledOwnerLeavesNothingBehind(t *testing.T) {
 	if err := owner.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line := make([]byte, 512)
-	n, err := out.Read(line)
+	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, pid, _ := strings.Cut(strings.TrimSpace(string(line[:n])), " ")
+	dir, pid, _ := strings.Cut(strings.TrimSpace(line), " ")
 	victim, err := strconv.Atoi(pid)
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +104,12 @@ func TestAProcessThatOnlyHasTheNumberIsSpared(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger := exec.Command("sleep", "60")
+	stranger := exec.Command("cat") // it stays until it is killed, or its input ends
+	input, err := stranger.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = input.Close() }()
 	if err := stranger.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +166,7 @@ func TestTheNextStartSweepsAnAbandonedDirectoryButNotOneInUse(t *testing.T) {
 
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
+	for deadline := time.Now().Add(5 * time.Minute); !holds(); time.Sleep(20 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}

@@ -106,7 +106,7 @@ func TestErrorsOfARealServerAreClassified(t *testing.T) {
 func TestAStoppedServerIsUnavailableAndComesBack(t *testing.T) {
 	t.Parallel()
 	server := throwaway.NewServer(t, throwaway.Options{Own: true})
-	pool := open(t, postgres.Config{URL: server.URL()})
+	pool := open(t, postgres.Config{URL: server.URL(), StatementTimeout: time.Hour})
 	if err := pool.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -117,9 +117,14 @@ func TestAStoppedServerIsUnavailableAndComesBack(t *testing.T) {
 	}
 	go func() {
 		defer conn.Release()
-		_, err := conn.Exec(t.Context(), "SELECT pg_sleep(60)")
+		_, err := conn.Exec(t.Context(), "SELECT pg_sleep(3600)")
 		running <- err
 	}()
+	for runs := false; !runs; {
+		if err := pool.QueryRow(t.Context(), "SELECT count(*) > 0 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(3600)'").Scan(&runs); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := server.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}

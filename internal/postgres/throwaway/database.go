@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/vextrus/saga-operator/internal/postgres"
 )
@@ -23,7 +24,9 @@ const (
 	prefix = "saga_throwaway_"
 	// leftover is when a database on a named server is surely nobody's.
 	leftover    = 24 * time.Hour
-	dropTimeout = 30 * time.Second
+	dropTimeout = 5 * time.Minute
+	// inUseTimeout is after what time whoever uses a database is not just ending.
+	inUseTimeout = 2 * time.Minute
 )
 
 // templates is the migrated database of which others are copies: copying takes
@@ -79,7 +82,7 @@ func (s *Server) NewEmptyDatabase(ctx context.Context) (dsn string, drop func(),
 func (s *Server) newDatabase(ctx context.Context, template string) (string, func(), error) {
 	name := newName()
 	s.made.add(name) // before it is there: one that is interrupted may be made all the same
-	if err := execute(ctx, s.URL(), "CREATE DATABASE "+name+template); err != nil {
+	if err := unlessInUse(ctx, s.URL(), "CREATE DATABASE "+name+template); err != nil {
 		return "", nil, fmt.Errorf("making a database for a test: %w", err)
 	}
 	drop := func() {
@@ -98,11 +101,25 @@ func newName() string {
 }
 
 func (s *Server) drop(ctx context.Context, name string) error {
-	if err := execute(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+	if err := unlessInUse(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
 		return err
 	}
 	s.made.remove(name)
 	return nil
+}
+
+// unlessInUse executes a statement that PostgreSQL refuses while a database is
+// in use, and again for a while if that is why it is refused: PostgreSQL gives
+// the sessions that are ending 5 s, and on a busy machine they take longer.
+func unlessInUse(ctx context.Context, url, statement string) error {
+	const objectInUse = "55006"
+	for until := time.Now().Add(inUseTimeout); ; {
+		err := execute(ctx, url, statement)
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.Code != objectInUse || time.Now().After(until) {
+			return err
+		}
+	}
 }
 
 // dropAll drops what is still there of what was made on a named server.
@@ -124,7 +141,7 @@ func (s *Server) template(ctx context.Context) (string, error) {
 		return s.templates.name, nil
 	}
 	name := newName()
-	if err := execute(ctx, s.URL(), "CREATE DATABASE "+name); err != nil {
+	if err := unlessInUse(ctx, s.URL(), "CREATE DATABASE "+name); err != nil {
 		return "", fmt.Errorf("making a migrated database: %w", err)
 	}
 	err := postgres.Migrate(ctx, at(s.URL(), name))

