@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -15,7 +16,7 @@ import (
 func TestAConnectionOlderThanTheRestoredSchemaAppendsInThisCluster(t *testing.T) {
 	t.Parallel()
 	url := throwaway.EmptyDatabase(t)
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 1})
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 1, StatementTimeout: time.Hour, LockTimeout: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

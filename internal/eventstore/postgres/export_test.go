@@ -1,9 +1,24 @@
 package postgres
 
 import (
-	"runtime"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 )
+
+// NewPatient is NewGathering for a test that holds flushes up, on a machine that may be busy besides.
+func NewPatient(pool *pgxpool.Pool, flushers int) *Gathering {
+	g := NewGathering(pool, flushers)
+	g.timeout = time.Hour
+	return g
+}
+
+// AnnounceEvery is the least time between two announcements.
+const AnnounceEvery = announceEvery
+
+// Pending reports whether something is left to be announced.
+func (a *Announcer) Pending() bool { return len(a.pending) > 0 }
 
 // AwaitFlush waits until a flush has taken everything that waited.
 func (g *Gathering) AwaitFlush(t testing.TB) {
@@ -15,6 +30,12 @@ func (g *Gathering) AwaitFlush(t testing.TB) {
 func (g *Gathering) AwaitQueued(t testing.TB, n int) {
 	t.Helper()
 	g.await(t, func() bool { return len(g.queue) == n })
+}
+
+// AwaitGathered waits until so many appends are in a flush or wait for one.
+func (g *Gathering) AwaitGathered(t testing.TB, n int) {
+	t.Helper()
+	g.await(t, func() bool { return len(g.busy)+len(g.queue) == n })
 }
 
 // AwaitFlushers waits until so many flushes are under way.
@@ -38,7 +59,7 @@ func (g *Gathering) await(t testing.TB, reached func() bool) {
 		if ok {
 			return
 		}
-		runtime.Gosched()
+		<-time.After(time.Millisecond) // the pause between two looks
 	}
 	t.Fatal("the test ended first")
 }

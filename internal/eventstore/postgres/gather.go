@@ -35,6 +35,7 @@ const (
 type Gathering struct {
 	*Store
 	flushers int
+	timeout  time.Duration // of a flush
 	room     *semaphore.Weighted
 
 	mu     sync.Mutex
@@ -62,7 +63,7 @@ type pending struct {
 // It takes as many of the pool's connections. Close it before the pool.
 func NewGathering(pool *pgxpool.Pool, flushers int, options ...Option) *Gathering {
 	return &Gathering{
-		Store: New(pool, options...), flushers: max(flushers, 1), room: semaphore.NewWeighted(maxWaitingBytes),
+		Store: New(pool, options...), flushers: max(flushers, 1), timeout: flushTimeout, room: semaphore.NewWeighted(maxWaitingBytes),
 		busy: map[string]bool{}, idle: make(chan struct{}),
 	}
 }
@@ -194,7 +195,7 @@ func (g *Gathering) flush(batch []*pending) {
 			}
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), g.timeout)
 	defer cancel()
 	results, err := g.send(ctx, batch)
 	var refused *pgconn.PgError

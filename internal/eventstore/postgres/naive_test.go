@@ -115,7 +115,7 @@ func (s *scene) read() {
 // await reads until there is so much. The server's own housekeeping runs transactions too, which some readers wait for.
 func (s *scene) await(n int) {
 	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for s.read(); len(s.got) < n; s.read() {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("read %v and no more", s.got)
@@ -233,30 +233,6 @@ func (r *onePerPage) page(ctx context.Context, _ int) ([]eventstore.Recorded, bo
 func TestTheNaiveRulesFailTheTestOfTheOrder(t *testing.T) {
 	t.Parallel()
 	server := throwaway.NewServer(t, throwaway.Options{Own: true})
-	// The naive rules fail by chance, so each is given some rounds; the right one has to be right in all.
-	const rounds = 6
-	var lost, disordered, stalled bool
-	for range rounds {
-		if lost && disordered && stalled {
-			break
-		}
-		last, below, right := naiveRound(t, server)
-		lost, disordered, stalled = lost || last.lost > 0, disordered || below.disordered > 0, stalled || below.stalled > 0
-		if right.lost+right.doubled+right.disordered+right.stalled > 0 {
-			t.Error(right)
-		}
-	}
-	if !lost {
-		t.Error("the last position should have lost events that committed late")
-	}
-	if !disordered || !stalled {
-		t.Errorf("below the xmin should have read streams out of order (%v), and stalled (%v)", disordered, stalled)
-	}
-}
-
-// naiveRound runs the load once, on a database of its own.
-func naiveRound(t *testing.T, server *throwaway.Server) (last, below, right *subscription) {
-	t.Helper()
 	url, _, err := server.NewDatabase(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -266,9 +242,17 @@ func naiveRound(t *testing.T, server *throwaway.Server) (last, below, right *sub
 		t.Fatal(err)
 	}
 	pool := openWide(t, url, orderWriters+6)
-	last = newSubscription("the last position", &lastPosition{pool: pool}, eventstore.Filter{}, 20, 100)
-	below = newSubscription("below the xmin", &belowXmin{pool: pool}, eventstore.Filter{}, 20, 100)
-	right = newSubscription("the store's own", &snapshots{store: storepg.New(pool)}, eventstore.Filter{}, 20, 100)
+	last := newSubscription("the last position", &lastPosition{pool: pool}, eventstore.Filter{}, 20, 100)
+	below := newSubscription("below the xmin", &belowXmin{pool: pool}, eventstore.Filter{}, 20, 100)
+	right := newSubscription("the store's own", &snapshots{store: storepg.New(pool)}, eventstore.Filter{}, 20, 100)
 	followLoad(t, pool, foreign, 4000, last, below, right)
-	return last, below, right
+	if last.lost == 0 {
+		t.Error("the last position should have lost events that committed late")
+	}
+	if below.disordered == 0 || below.stalled == 0 {
+		t.Errorf("below the xmin should have read streams out of order (%d), and stalled (%d)", below.disordered, below.stalled)
+	}
+	if right.lost+right.doubled+right.disordered+right.stalled > 0 {
+		t.Error(right)
+	}
 }

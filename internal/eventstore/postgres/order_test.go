@@ -34,17 +34,7 @@ const (
 // openWide is open with as many connections as a load needs.
 func openWide(t testing.TB, url string, connections int32) *pgxpool.Pool {
 	t.Helper()
-	cfg, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.MaxConns = connections
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	return pool
+	return openTraced(t, url, connections, nil)
 }
 
 // linger takes up to so long.
@@ -292,17 +282,17 @@ func (s *subscription) judge(committed map[uuid.UUID]eventstore.Recorded) {
 
 func (s *subscription) String() string {
 	return fmt.Sprintf("%s: %d events read, %d lost, %d doubled, %d out of their stream's order (such as %s), stalled at %d of %d marks",
-		s.name, len(s.handled), s.lost, s.doubled, s.disordered, cmp.Or(s.example, "none"), s.stalled, orderMarks)
+		s.name, len(s.handled), s.lost, s.doubled, s.disordered, cmp.Or(s.example, "none"), s.stalled, orderMarks+1)
 }
 
-// orderMarks is how many marks are committed while transactions of others are held open.
+// orderMarks is how many marks are committed while only transactions of others are held open; one more is while an append is.
 const orderMarks = 5
 
 // followLoad runs writers and subscriptions together. In the middle, while transactions of others are held open, it commits marks and waits until every subscription has met
 // each, or could have and has not.
 func followLoad(t *testing.T, pool *pgxpool.Pool, foreign string, total int, subscriptions ...*subscription) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	l := newLoad(pool, total)
 	var mark atomic.Pointer[eventstore.Event]
@@ -353,25 +343,68 @@ func (l *load) mark(ctx context.Context, foreign string, mark *atomic.Pointer[ev
 		if err != nil {
 			return err
 		}
-		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+		defer func() {
+			_, _ = conn.Exec(context.WithoutCancel(ctx), `ROLLBACK`)
+			_ = conn.Close(context.WithoutCancel(ctx))
+		}()
 		if _, err := conn.Exec(ctx, `BEGIN; `+held.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 			return err
 		}
 	}
 	for range orderMarks {
-		e := event()
-		if err := l.commit(ctx, []eventstore.Append{{Stream: "order-mark", Expected: eventstore.AnyVersion, Events: []eventstore.Event{e}}}); err != nil {
+		if err := l.show(ctx, mark, subscriptions); err != nil {
 			return err
 		}
-		mark.Store(&e)
-		for _, s := range subscriptions {
-			select {
-			case <-s.answered:
-			case <-ctx.Done():
-				return fmt.Errorf("waiting for %s to meet a mark: %w", s.name, ctx.Err())
-			}
+	}
+	return l.late(ctx, mark, subscriptions)
+}
+
+// show commits a mark and waits until every subscription has met it, or could have.
+func (l *load) show(ctx context.Context, mark *atomic.Pointer[eventstore.Event], subscriptions []*subscription) error {
+	e := event()
+	if err := l.commit(ctx, []eventstore.Append{{Stream: "order-mark", Expected: eventstore.AnyVersion, Events: []eventstore.Event{e}}}); err != nil {
+		return err
+	}
+	mark.Store(&e)
+	for _, s := range subscriptions {
+		select {
+		case <-s.answered:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s to meet a mark: %w", s.name, ctx.Err())
 		}
 	}
+	return nil
+}
+
+// late does what the load does by chance as well: a transaction draws its id before another, and appends to the same stream after it; and one draws a position, and commits after a higher one has been read.
+func (l *load) late(ctx context.Context, mark *atomic.Pointer[eventstore.Event], subscriptions []*subscription) error {
+	tx, err := l.pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	late := func(stream string) (eventstore.Recorded, error) {
+		e := event()
+		_, err := storepg.AppendAll(ctx, tx, []eventstore.Append{{Stream: stream, Expected: eventstore.AnyVersion, Events: []eventstore.Event{e}}})
+		return eventstore.Recorded{Event: e, Stream: stream}, err
+	}
+	first, err := late("order-late")
+	if err == nil {
+		err = l.show(ctx, mark, subscriptions)
+	}
+	if err != nil {
+		return err
+	}
+	second, err := late("order-mark")
+	if err == nil {
+		err = tx.Commit(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.committed[first.ID], l.committed[second.ID] = first, second
 	return nil
 }
 

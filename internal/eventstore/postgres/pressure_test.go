@@ -39,7 +39,7 @@ func later(ctx context.Context, store eventstore.Store, a eventstore.Append) <-c
 func TestAnAppendWaitsForRoomAndHonoursItsContext(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewGathering(open(t, url, nil), 1)
+	store := storepg.NewPatient(open(t, url, nil), 1)
 	var answers []<-chan error
 	more := huge("huge-3")
 	heldUp(t, open(t, url, nil), func() {
@@ -73,7 +73,7 @@ func TestAnAppendWaitsForRoomAndHonoursItsContext(t *testing.T) {
 func TestGivingUpGivesTheRoomBack(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewGathering(open(t, url, nil), 1)
+	store := storepg.NewPatient(open(t, url, nil), 1)
 	var first, third <-chan error
 	heldUp(t, open(t, url, nil), func() {
 		first = later(t.Context(), store, eventstore.Append{Stream: "small-1", Events: []eventstore.Event{event()}})
@@ -102,7 +102,7 @@ func TestGivingUpGivesTheRoomBack(t *testing.T) {
 func TestClosingWaitsForTheLastAnswersAndThenRefuses(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewGathering(open(t, url, nil), 1)
+	store := storepg.NewPatient(open(t, url, nil), 1)
 	small := func(i int) eventstore.Append {
 		return eventstore.Append{Stream: fmt.Sprintf("s-%d", i), Events: []eventstore.Event{event()}}
 	}
@@ -148,7 +148,7 @@ func TestClosingWaitsForTheLastAnswersAndThenRefuses(t *testing.T) {
 
 func TestAnIdleStoreClosesAtOnce(t *testing.T) {
 	t.Parallel()
-	store := storepg.NewGathering(open(t, throwaway.Database(t), nil), 2)
+	store := storepg.NewPatient(open(t, throwaway.Database(t), nil), 2)
 	if err := <-later(t.Context(), store, eventstore.Append{Stream: "s-1", Events: []eventstore.Event{event()}}); err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestAnIdleStoreClosesAtOnce(t *testing.T) {
 func TestTheAppendsOfAStreamAreCommittedInTheOrderInWhichTheyCame(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewGathering(open(t, url, nil), 3)
+	store := storepg.NewPatient(open(t, url, nil), 3)
 	const n = 30
 	var answers []<-chan error
 	events := make([]eventstore.Event, n)
@@ -214,7 +214,7 @@ func TestTheAppendsOfAStreamAreCommittedInTheOrderInWhichTheyCame(t *testing.T) 
 func TestNothingOvertakesAnAppendThatDoesNotFitIntoAFlush(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewGathering(open(t, url, nil), 1)
+	store := storepg.NewPatient(open(t, url, nil), 1)
 	large := func(stream string) eventstore.Append { // two of them are too many for a flush
 		a := huge(stream)
 		a.Expected, a.Events = eventstore.AnyVersion, a.Events[:3]
@@ -252,7 +252,7 @@ func TestNothingOvertakesAnAppendThatDoesNotFitIntoAFlush(t *testing.T) {
 // One caller that appends again and again, each time after the answer to the time before, finds what it has written.
 func TestEachCallersOwnAppendsStayInOrder(t *testing.T) {
 	t.Parallel()
-	store := storepg.NewGathering(open(t, throwaway.Database(t), nil), 3)
+	store := storepg.NewPatient(open(t, throwaway.Database(t), nil), 3)
 	const callers, each = 8, 25
 	failed := make(chan error, callers)
 	for c := range callers {
