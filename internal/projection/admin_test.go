@@ -80,14 +80,15 @@ func TestARemovedProjectionHoldsRetentionUpNoMore(t *testing.T) {
 			t.Errorf("removed %d, %v, want %d", n, err, want)
 		}
 	}
-	_, stop := r.run(projection.Options{}, sums(1))
+	_, stop := r.run(projection.Options{Lease: time.Hour}, sums(1))
 	r.append("account-1", 1)
 	r.eventually("it follows", r.same)
 	if err := projection.Remove(t.Context(), r.pool, "sums"); !errors.Is(err, projection.ErrFed) {
 		t.Errorf("removing one that is fed: %v", err)
 	}
 	stop()
-	r.exec(`UPDATE projections SET epoch = 0, done = '1:1:'`) // long before the saga
+	free := `UPDATE projections SET lease_until = '-infinity'` // who stops gives its lease back where it can at once
+	r.exec(free + `, epoch = 0, done = '1:1:'`)                // long before the saga
 	remove(0)
 	if err := projection.Remove(t.Context(), r.pool, "sums"); err != nil {
 		t.Fatal(err)
@@ -98,6 +99,7 @@ func TestARemovedProjectionHoldsRetentionUpNoMore(t *testing.T) {
 	r.rebuilt("sums", 2)
 	r.eventually("it is right", r.same)
 	stop()
+	r.exec(free)
 	for range 2 { // the second time forgets it
 		if err := projection.Remove(t.Context(), r.pool, "sums"); err != nil {
 			t.Fatal(err)

@@ -131,21 +131,14 @@ func (f *feeder) handlePage(ctx context.Context, page *eventstore.Page) error {
 
 // transact handles some events and makes next the state of the generation.
 func (f *feeder) transact(ctx context.Context, events []eventstore.Recorded, next State) (err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, f.patience, errSlow)
-	defer cancel()
 	defer f.keepLease(ctx)()
 	tx, err := f.pool.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errAway, err)
 	}
-	defer func() {
-		if err != nil && errors.Is(context.Cause(ctx), errSlow) {
-			err = fmt.Errorf("%w (%s): %w", errSlow, f.patience, err)
-		}
-	}()
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after the commit it does nothing
-	if err := f.handleAll(ctx, &Tx{tx: tx, generation: next.Generation}, events); err != nil {
-		return away(ctx, tx.Conn(), err)
+	if err := f.handleInTime(ctx, tx, next.Generation, events); err != nil {
+		return err
 	}
 	next.Handled += int64(len(events))
 	if len(events) > 0 {
@@ -162,6 +155,21 @@ func (f *feeder) transact(ctx context.Context, events []eventstore.Recorded, nex
 	}
 	f.state, f.saved, f.moved = next, time.Now(), false
 	return nil
+}
+
+// handleInTime handles some events as long as its patience lasts. What the database takes to begin and to commit is not the handlers' fault, and does not count.
+func (f *feeder) handleInTime(ctx context.Context, tx pgx.Tx, generation int, events []eventstore.Recorded) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, f.patience, errSlow)
+	defer cancel()
+	err := f.handleAll(ctx, &Tx{tx: tx, generation: generation}, events)
+	if err == nil {
+		return nil
+	}
+	err = away(ctx, tx.Conn(), err)
+	if errors.Is(context.Cause(ctx), errSlow) {
+		err = fmt.Errorf("%w (%s): %w", errSlow, f.patience, err)
+	}
+	return err
 }
 
 // handleAll handles some events, and sends what their handlers have queued.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -67,8 +69,9 @@ type rig struct {
 	store *storepg.Gathering
 }
 
+// openPool opens a database with all the patience that a busy machine needs: what waits in these tests is let go by them.
 func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	return postgres.Open(ctx, postgres.Config{URL: url, MaxConns: 12})
+	return postgres.Open(ctx, postgres.Config{URL: url, MaxConns: 12, StatementTimeout: time.Hour, LockTimeout: time.Hour, IdleInTxTimeout: time.Hour})
 }
 
 func newRig(t *testing.T) *rig {
@@ -108,7 +111,12 @@ func (r *rig) run(o projection.Options, defs ...*projection.Definition) (*projec
 	if o.Store == nil {
 		o.Store = storepg.New(o.Pool)
 	}
-	o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	if o.Patience == 0 {
+		o.Patience = time.Hour
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
 	runner, err := projection.NewRunner(o, defs...)
 	if err != nil {
 		r.t.Fatal(err)
@@ -159,7 +167,7 @@ func (r *rig) fill(streams, each int) {
 // eventually waits until something is so.
 func (r *rig) eventually(what string, is func() error) {
 	r.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		err := is()
 		if err == nil {
@@ -173,6 +181,57 @@ func (r *rig) eventually(what string, is func() error) {
 }
 
 func pause(d time.Duration) { <-time.After(d) }
+
+// statements are those that a pool has sent.
+type statements struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, q.SQL)
+	return ctx
+}
+func (*statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// count is how many began so.
+func (s *statements) count(beginning string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sql := range s.all {
+		if strings.HasPrefix(sql, beginning) {
+			n++
+		}
+	}
+	return n
+}
+
+// traced is another pool like the rig's own.
+func (r *rig) traced(s *statements) *pgxpool.Pool {
+	r.t.Helper()
+	config := r.pool.Config()
+	config.ConnConfig.Tracer = s
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(pool.Close)
+	return pool
+}
+
+// hears returns a logger, and a channel that is closed once it has been told something.
+func hears(what string) (*slog.Logger, <-chan struct{}) {
+	told := make(chan struct{})
+	once := sync.OnceFunc(func() { close(told) })
+	return slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.MessageKey && a.Value.String() == what {
+			once()
+		}
+		return a
+	}})), told
+}
 
 // same compares the read model with a fold of all events from scratch.
 func (r *rig) same() error {

@@ -50,13 +50,13 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	pool, err := postgres.Open(context.Background(), postgres.Config{URL: throwaway.Database(t)})
+	pool, err := postgres.Open(context.Background(), postgres.Config{URL: throwaway.Database(t), StatementTimeout: time.Hour, LockTimeout: time.Hour, IdleInTxTimeout: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
 	w := &world{T: t, pool: pool, store: storepg.New(pool)}
-	runner, err := projection.NewRunner(projection.Options{Pool: pool, Store: w.store}, sagas.History(), sagas.Summary())
+	runner, err := projection.NewRunner(projection.Options{Pool: pool, Store: w.store, Patience: time.Hour}, sagas.History(), sagas.Summary())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func (w *world) record(uid string, events ...saga.Event) eventstore.Token {
 // shows waits until both read models show an append.
 func (w *world) shows(token eventstore.Token) {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(w.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.Context(), 5*time.Minute)
 	defer cancel()
 	for _, name := range []string{"saga_history", "saga_summary"} {
 		for {
@@ -192,7 +192,7 @@ func TestTheSummaryCountsSagasByPhaseAndDay(t *testing.T) {
 	if err := projection.Rebuild(t.Context(), w.pool, "saga_summary"); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		live := w.rows(`SELECT generation::text FROM projections WHERE name = 'saga_summary' AND status = 'live'`)
 		if fmt.Sprint(live) == "[2]" {

@@ -89,7 +89,7 @@ func TestAHistoryGoesOnWhereItsFirstEventWasSkipped(t *testing.T) {
 		UID: uid, Namespace: "shop", Name: "order-1", Phase: "Running", State: json.RawMessage(`{}`),
 	}})
 	last = w.stand(eventstore.Append{Stream: "saga-" + forgotten.String(), Events: events()})
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for range 2 {
 		for _, name := range []string{"saga_history", "saga_summary"} {
 			for {
