@@ -121,7 +121,7 @@ func TestAProcessKilledInTheMiddleOfASnapshotWriteLosesNothing(t *testing.T) {
 // writesASnapshot waits until a snapshot is being written, and returns the server's process that waits for its row.
 func writesASnapshot(t *testing.T, pool *pgxpool.Pool) (backend int) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; <-time.After(5 * time.Millisecond) {
 		err := pool.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND starts_with(query, 'INSERT INTO snapshots')`).Scan(&backend)
 		if err == nil {
 			return backend
@@ -134,7 +134,7 @@ func writesASnapshot(t *testing.T, pool *pgxpool.Pool) (backend int) {
 
 func ended(t *testing.T, pool *pgxpool.Pool, backend int) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; <-time.After(5 * time.Millisecond) {
 		var there bool
 		if err := pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)`, backend).Scan(&there); err != nil {
 			t.Fatal(err)

@@ -100,9 +100,12 @@ func carts(t testing.TB, store eventstore.Store, o options) *repository {
 	return snapshotting(t, store, 0, o)
 }
 
-// snapshotting returns a repository that takes a snapshot every so many events.
+// snapshotting returns a repository that takes a snapshot every so many events, however long that takes.
 func snapshotting(t testing.TB, store eventstore.Store, every int, o options) *repository {
 	t.Helper()
+	if o.SnapshotTimeout == 0 {
+		o.SnapshotTimeout = time.Hour
+	}
 	kind := cartKind
 	kind.Snapshots.Every = every
 	r, err := aggregate.NewRepository(store, kind, o)

@@ -63,7 +63,7 @@ func TestASnapshotIsTakenWhenFoldingWasSlow(t *testing.T) {
 	var step time.Duration
 	kind := cartKind
 	kind.Snapshots.Slower = 10 * time.Millisecond
-	r, err := aggregate.NewRepository(store, kind, options{Clock: func() time.Time { now = now.Add(step); return now }})
+	r, err := aggregate.NewRepository(store, kind, options{SnapshotTimeout: time.Hour, Clock: func() time.Time { now = now.Add(step); return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestTheSnapshotOfNewerCodeIsLeftInPlace(t *testing.T) {
 	newer := cartKind
 	newer.SchemaVersion++
 	newer.Snapshots.Every = 1
-	ahead, err := aggregate.NewRepository(eventstore.Store(h), newer, options{})
+	ahead, err := aggregate.NewRepository(eventstore.Store(h), newer, options{SnapshotTimeout: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,14 +35,37 @@ func stores(t *testing.T, test func(t *testing.T, s cqrs.IdempotencyStore)) {
 	t.Helper()
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
-		test(t, idempotency.NewMemory(idempotency.Options{}))
+		test(t, idempotency.NewMemory(idempotency.Options{Lease: time.Hour}))
 	})
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t)
 		r.exec(idempotency.Schema) // does nothing where it is there
-		test(t, idempotency.NewPostgres(r.pool, idempotency.Options{}))
+		test(t, patient{idempotency.NewPostgres(r.pool, idempotency.Options{Lease: time.Hour})})
 	})
+}
+
+// patient is a store that keeps an answer however long the machine takes; a caller who has given up is the bus's business.
+type patient struct{ cqrs.IdempotencyStore }
+
+// unbounded is the context without its end, unless its caller has given up already.
+func unbounded(ctx context.Context) context.Context {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx
+	}
+	return context.WithoutCancel(ctx)
+}
+
+func (p patient) Complete(ctx context.Context, c idempotency.Claim, r idempotency.Response) error {
+	return p.IdempotencyStore.Complete(unbounded(ctx), c, r)
+}
+
+func (p patient) Fail(ctx context.Context, c idempotency.Claim, r idempotency.Response) error {
+	return p.IdempotencyStore.Fail(unbounded(ctx), c, r)
+}
+
+func (p patient) Release(ctx context.Context, c idempotency.Claim) error {
+	return p.IdempotencyStore.Release(unbounded(ctx), c)
 }
 
 // paying returns a bus whose handler counts its calls and fails as it is told.
@@ -142,7 +165,7 @@ func TestAKeyWhoseAnswerIsNotKeptStaysClaimedBecauseItsEffectIsThere(t *testing.
 
 func TestAPanicFreesTheKey(t *testing.T) {
 	t.Parallel()
-	s := idempotency.NewMemory(idempotency.Options{})
+	s := idempotency.NewMemory(idempotency.Options{Lease: time.Hour})
 	first := true
 	b := cqrs.NewCommands(cqrs.Recover(logger(t)), cqrs.Idempotent(s))
 	err := cqrs.HandleCommand(b, func(context.Context, pay) (receipt, error) {

@@ -26,6 +26,12 @@ func newLocal(t *testing.T, o cqrs.LocalOptions, handlers ...func(context.Contex
 			t.Fatal(err)
 		}
 	}
+	if o.Grace == 0 {
+		o.Grace = time.Hour
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Hour
+	}
 	return must(cqrs.NewLocal(events, o))
 }
 

@@ -3,6 +3,7 @@ package cqrs_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -60,8 +61,9 @@ type rig struct {
 	store eventstore.Store
 }
 
+// openPool opens a database with all the patience that a busy machine needs: what waits in these tests is let go by them.
 func openPool(url string) (*pgxpool.Pool, error) {
-	return postgres.Open(context.Background(), postgres.Config{URL: url, MaxConns: 12})
+	return postgres.Open(context.Background(), postgres.Config{URL: url, MaxConns: 12, StatementTimeout: time.Hour, LockTimeout: time.Hour, IdleInTxTimeout: time.Hour})
 }
 
 func newRig(t *testing.T) *rig {
@@ -78,6 +80,18 @@ func newRig(t *testing.T) *rig {
 
 func logger(t *testing.T) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+// hears returns a logger, and a channel that is closed once it has been told something.
+func hears(what string) (*slog.Logger, <-chan struct{}) {
+	told := make(chan struct{})
+	once := sync.OnceFunc(func() { close(told) })
+	return slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.MessageKey && a.Value.String() == what {
+			once()
+		}
+		return a
+	}})), told
 }
 
 func (r *rig) exec(sql string, args ...any) {
@@ -155,7 +169,7 @@ func run(t *testing.T, r interface{ Run(context.Context) error }) (stop func()) 
 // eventually waits until something is so.
 func eventually(t *testing.T, what string, is func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		err := is()
 		if err == nil {

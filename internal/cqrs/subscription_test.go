@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -89,7 +90,7 @@ func TestAFailedEventIsTriedAgainAndOnlyItsStreamWaits(t *testing.T) {
 	var mended atomic.Bool
 	attempts := make(chan int, 100)
 	o := r.options()
-	o.Attempts, o.Metrics = 1000, prometheus.NewRegistry()
+	o.Attempts, o.Metrics = math.MaxInt32, prometheus.NewRegistry()
 	s := r.subscribe(o, func(_ context.Context, fact placed, e cqrs.Envelope) error {
 		if fact.N == 13 {
 			select {
@@ -202,7 +203,7 @@ func TestTwoRunnersNeverBothAdvance(t *testing.T) {
 	var subscriptions []*cqrs.Subscription
 	for range 3 {
 		o := r.options()
-		o.Page, o.Lease = 3, 30*time.Second // a machine that stalls costs no lease
+		o.Page, o.Lease = 3, time.Hour // a machine that stalls costs no lease
 		s := r.subscribe(o, func(_ context.Context, fact placed, e cqrs.Envelope) error {
 			if fact.N == 13 && e.Attempt < 2 {
 				return errors.New("not the first time") // so that there is something to retry at which they could meet
@@ -239,7 +240,10 @@ func TestACheckpointOfARunnerThatHasLostItsLeaseIsRefused(t *testing.T) {
 	r := newRig(t)
 	entered, leave := make(chan struct{}, 10), make(chan struct{})
 	var calls atomic.Int32
-	s := r.subscribe(r.options(), func(context.Context, placed, cqrs.Envelope) error {
+	o := r.options()
+	logger, lost := hears("a projection is somebody else's now")
+	o.Logger = logger
+	s := r.subscribe(o, func(context.Context, placed, cqrs.Envelope) error {
 		if calls.Add(1) == 1 {
 			entered <- struct{}{}
 			<-leave
@@ -252,6 +256,17 @@ func TestACheckpointOfARunnerThatHasLostItsLeaseIsRefused(t *testing.T) {
 	<-entered
 	r.exec(`UPDATE projections SET lease_epoch = lease_epoch + 1, owner = 'another', lease_until = now() + interval '1 hour'`)
 	close(leave)
+	eventually(t, "the old owner notices, or moves on", func() error {
+		select {
+		case <-lost:
+			return nil
+		default:
+		}
+		if handled, _ := r.stands(); handled == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 	stop()
 	if handled, owner := r.stands(); handled != 0 || owner != "another" || r.int(`SELECT count(*) FROM event_handlers_parked`) != 0 {
 		t.Errorf("the old owner moved the checkpoint to %d, owner %s", handled, owner)
@@ -270,7 +285,7 @@ func TestTooManyWaitingStreamsHoldTheReaderUntilSomeGoThrough(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	o := r.options()
-	o.MaxWaiting, o.Attempts, o.Page = 5, 1_000_000, 1
+	o.MaxWaiting, o.Attempts, o.Page = 5, math.MaxInt32, 1
 	var mended atomic.Bool
 	var h heard
 	s := r.subscribe(o, func(_ context.Context, fact placed, e cqrs.Envelope) error {
@@ -366,7 +381,7 @@ func child(url string) int {
 		return 1
 	}
 	s, err := cqrs.NewSubscription(events, cqrs.SubscriptionOptions{
-		Pool: pool, Store: storepg.New(pool), Name: "test", Categories: []string{"order"}, Page: childPage, Lease: 300 * time.Millisecond, Attempts: 1_000_000,
+		Pool: pool, Store: storepg.New(pool), Name: "test", Categories: []string{"order"}, Page: childPage, Lease: 300 * time.Millisecond, Attempts: math.MaxInt32, Timeout: cqrs.MaxHandlerTimeout,
 		Backoff: cqrs.Backoff{First: time.Millisecond, Max: 5 * time.Millisecond},
 	})
 	if err != nil {
@@ -431,7 +446,7 @@ func TestAQueryWithATokenSeesItsOwnWrite(t *testing.T) {
 		_, err := tx.Exec(ctx, `INSERT INTO orders_rows VALUES ($1, $2, 1)`, tx.Generation(), e.Stream)
 		return err
 	})
-	runner := must(projection.NewRunner(projection.Options{Pool: r.pool, Store: storepg.New(r.pool)}, def))
+	runner := must(projection.NewRunner(projection.Options{Pool: r.pool, Store: storepg.New(r.pool), Patience: time.Hour}, def))
 	if err := runner.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -444,7 +459,7 @@ func TestAQueryWithATokenSeesItsOwnWrite(t *testing.T) {
 		var n int
 		err := r.pool.QueryRow(ctx, `SELECT count(*) FROM orders_rows WHERE stream = $1`, q.Name).Scan(&n)
 		return fmt.Sprint(n), err
-	}, cqrs.WaitFor("orders", 10*time.Second, show))
+	}, cqrs.WaitFor("orders", 5*time.Minute, show))
 	if err != nil {
 		t.Fatal(err)
 	}
