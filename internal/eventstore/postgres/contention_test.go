@@ -93,7 +93,7 @@ func holds(t *testing.T, store eventstore.Store, total int) {
 
 func TestManyWritersOfOneStreamAtItsVersion(t *testing.T) {
 	t.Parallel()
-	total := 2000
+	total := 1000
 	if long() {
 		total = 10_000
 	}
@@ -116,7 +116,7 @@ func TestManyWritersOfOneStreamAtItsVersion(t *testing.T) {
 // Nobody is told to come again, so an append at any version costs one round trip however many contend, and waits for those before it only.
 func TestManyWritersOfOneStreamAtAnyVersion(t *testing.T) {
 	t.Parallel()
-	total := 2000
+	total := 1000
 	if long() {
 		total = 10_000
 	}

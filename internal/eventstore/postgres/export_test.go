@@ -17,6 +17,13 @@ func NewPatient(pool *pgxpool.Pool, flushers int) *Gathering {
 // AnnounceEvery is the least time between two announcements.
 const AnnounceEvery = announceEvery
 
+// NewNarrow is NewPatient with so much room only.
+func NewNarrow(pool *pgxpool.Pool, flushers, bytes int) *Gathering {
+	g := NewPatient(pool, flushers)
+	g.makeRoom(bytes)
+	return g
+}
+
 // Pending reports whether something is left to be announced.
 func (a *Announcer) Pending() bool { return len(a.pending) > 0 }
 

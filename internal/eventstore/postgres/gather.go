@@ -36,6 +36,7 @@ type Gathering struct {
 	*Store
 	flushers int
 	timeout  time.Duration // of a flush
+	most     int           // bytes of room
 	room     *semaphore.Weighted
 
 	mu     sync.Mutex
@@ -62,11 +63,12 @@ type pending struct {
 // NewGathering returns a store on a pool that runs up to so many flushes at once; two are enough to keep the database busy while results are handed out.
 // It takes as many of the pool's connections. Close it before the pool.
 func NewGathering(pool *pgxpool.Pool, flushers int, options ...Option) *Gathering {
-	return &Gathering{
-		Store: New(pool, options...), flushers: max(flushers, 1), timeout: flushTimeout, room: semaphore.NewWeighted(maxWaitingBytes),
-		busy: map[string]bool{}, idle: make(chan struct{}),
-	}
+	g := &Gathering{Store: New(pool, options...), flushers: max(flushers, 1), timeout: flushTimeout, busy: map[string]bool{}, idle: make(chan struct{})}
+	g.makeRoom(maxWaitingBytes)
+	return g
 }
+
+func (g *Gathering) makeRoom(bytes int) { g.most, g.room = bytes, semaphore.NewWeighted(int64(bytes)) }
 
 // Append implements eventstore.Store. It waits for room where too much waits for the database already. When ctx ends first, the append has not been sent or
 // its fate is unknown; either way nothing is half done.
@@ -96,7 +98,7 @@ func (g *Gathering) Append(ctx context.Context, a eventstore.Append) (eventstore
 	}
 }
 
-func (*Gathering) weight(p *pending) int64 { return int64(min(p.bytes, maxWaitingBytes)) }
+func (g *Gathering) weight(p *pending) int64 { return int64(min(p.bytes, g.most)) }
 
 // Close takes no more appends and waits until all that wait have their answers, or until ctx is done.
 func (g *Gathering) Close(ctx context.Context) error {

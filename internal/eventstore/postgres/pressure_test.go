@@ -14,13 +14,17 @@ import (
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 )
 
-// huge is an append of nearly the largest size: two of them are all that may wait.
-func huge(stream string) eventstore.Append {
-	data := json.RawMessage(`"` + strings.Repeat("x", eventstore.MaxEventBytes-2) + `"`)
+// room is what some of these tests have; a huge append takes nearly half of it, so that two of them are all that may wait.
+const room = 1 << 20
+
+func huge(stream string) eventstore.Append { return sized(stream, 1, room/2-8<<10) }
+
+// sized is an append of so many events of a size.
+func sized(stream string, events, bytes int) eventstore.Append {
 	a := eventstore.Append{Stream: stream}
-	for range eventstore.MaxAppendBytes/eventstore.MaxEventBytes - 1 {
+	for range events {
 		e := event()
-		e.Data = data
+		e.Data = json.RawMessage(`"` + strings.Repeat("x", bytes-2) + `"`)
 		a.Events = append(a.Events, e)
 	}
 	return a
@@ -39,7 +43,7 @@ func later(ctx context.Context, store eventstore.Store, a eventstore.Append) <-c
 func TestAnAppendWaitsForRoomAndHonoursItsContext(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewPatient(open(t, url, nil), 1)
+	store := storepg.NewNarrow(open(t, url, nil), 1, room)
 	var answers []<-chan error
 	more := huge("huge-3")
 	heldUp(t, open(t, url, nil), func() {
@@ -73,7 +77,7 @@ func TestAnAppendWaitsForRoomAndHonoursItsContext(t *testing.T) {
 func TestGivingUpGivesTheRoomBack(t *testing.T) {
 	t.Parallel()
 	url := throwaway.Database(t)
-	store := storepg.NewPatient(open(t, url, nil), 1)
+	store := storepg.NewNarrow(open(t, url, nil), 1, room)
 	var first, third <-chan error
 	heldUp(t, open(t, url, nil), func() {
 		first = later(t.Context(), store, eventstore.Append{Stream: "small-1", Events: []eventstore.Event{event()}})
@@ -216,8 +220,8 @@ func TestNothingOvertakesAnAppendThatDoesNotFitIntoAFlush(t *testing.T) {
 	url := throwaway.Database(t)
 	store := storepg.NewPatient(open(t, url, nil), 1)
 	large := func(stream string) eventstore.Append { // two of them are too many for a flush
-		a := huge(stream)
-		a.Expected, a.Events = eventstore.AnyVersion, a.Events[:3]
+		a := sized(stream, 3, eventstore.MaxEventBytes)
+		a.Expected = eventstore.AnyVersion
 		return a
 	}
 	small := func(stream string, expected int64) eventstore.Append {
