@@ -2,6 +2,7 @@ package run
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -69,6 +69,19 @@ func (c *apiClient) do(method, path, body string, header ...string) (int, []byte
 	return res.StatusCode, answer, err
 }
 
+// ask repeats a request that was not answered, or not in time.
+func (c *apiClient) ask(method, path, body string, header ...string) (status int, answer []byte) {
+	c.Helper()
+	eventually(c.T, func() (err error) {
+		status, answer, err = c.do(method, path, body, header...)
+		if err == nil && status == http.StatusServiceUnavailable {
+			err = fmt.Errorf("answered with %d %s", status, answer)
+		}
+		return err
+	})
+	return status, answer
+}
+
 // TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, and to a decision.
 func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
@@ -79,23 +92,23 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 	stop := operatorProcess(t, log, throwaway.Database(t), "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--health-address=0",
 		"--metrics-address=0", "--api-bind-address="+address, "--callback-url=https://"+address, "--egress-allow=127.0.0.0/8", "--log-format=text")
 	c := &apiClient{T: t, base: "https://" + address, token: starter(t, kubernetes)}
-	c.http = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	c.http = &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	defer func() {
 		if err := stop(); err != nil || t.Failed() || strings.Contains(log.String(), "forbidden") || strings.Contains(log.String(), c.token) {
 			t.Errorf("the operator ended: %v; its log, in which nothing should be forbidden, and no token:\n%s", err, log)
 		}
 	}()
 	c.start("order-1042", fmt.Sprintf(`{"name":"reserve","http":{"method":"POST","url":"%s/reserve"}}`, participants.URL))
-	status, events, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042/history", "", "Accept", "text/event-stream")
-	if err != nil || status != http.StatusOK {
-		t.Fatalf("following: %d %s, %v", status, events, err)
+	status, events := c.ask(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042/history", "", "Accept", "text/event-stream")
+	if status != http.StatusOK {
+		t.Fatalf("following: %d %s", status, events)
 	}
 	if text := string(events); !strings.Contains(text, "event: SagaStarted") || strings.Count(text, "event: SagaCompleted") != 1 || !strings.Contains(text, "system:serviceaccount:shop:starter") {
 		t.Errorf("what was followed:\n%s", text)
 	}
 	c.ends("order-1042", "Completed")
-	if status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas/order-1042/cancel", ""); status != http.StatusConflict || !bytes.Contains(answer, []byte("Finished")) {
-		t.Errorf("cancelling afterwards: %d %s, %v", status, answer, err)
+	if status, answer := c.ask(http.MethodPost, "/v1/namespaces/shop/sagas/order-1042/cancel", ""); status != http.StatusConflict || !bytes.Contains(answer, []byte("Finished")) {
+		t.Errorf("cancelling afterwards: %d %s", status, answer)
 	}
 	c.answersLater(participants.URL)
 	c.decides(participants.URL)
@@ -104,7 +117,7 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 // answersLater has a participant accept a step and say by callback what became of it.
 func (c *apiClient) answersLater(participant string) {
 	c.Helper()
-	c.start("order-1043", fmt.Sprintf(`{"name":"capture","http":{"method":"POST","url":"%[1]s/later","completion":"Callback","callbackTimeout":"10m"},"output":{"id":"${response.body.id}"}},
+	c.start("order-1043", fmt.Sprintf(`{"name":"capture","http":{"method":"POST","url":"%[1]s/later","completion":"Callback","callbackTimeout":"1h"},"attemptTimeout":"30m","output":{"id":"${response.body.id}"}},
 		{"name":"say","http":{"method":"POST","url":"%[1]s/say","body":{"id":"${steps.capture.output.id}"}}}`, participant))
 	c.ends("order-1043", "Completed")
 }
@@ -112,17 +125,17 @@ func (c *apiClient) answersLater(participant string) {
 // decides parks a saga, because its undo is refused once, and has a person decide that it is tried again.
 func (c *apiClient) decides(participant string) {
 	c.Helper()
-	c.start("order-1044", fmt.Sprintf(`{"name":"charge","http":{"method":"POST","url":"%[1]s/charge"},"compensation":{"http":{"method":"POST","url":"%[1]s/refused-once"}}},
+	c.start("order-1044", fmt.Sprintf(`{"name":"charge","http":{"method":"POST","url":"%[1]s/charge"},"compensation":{"attemptTimeout":"30m","http":{"method":"POST","url":"%[1]s/refused-once"}}},
 		{"name":"ship","http":{"method":"POST","url":"%[1]s/refused"}}`, participant))
 	c.ends("order-1044", "CompensationFailed")
-	status, answer, err := c.do(http.MethodPost, "/v1/namespaces/shop/sagas/order-1044/decide", `{"step":"charge","verdict":"Retry","reason":"payments is mended"}`, "Content-Type", "application/json")
-	if err != nil || status != http.StatusOK {
-		c.Fatalf("deciding: %d %s, %v", status, answer, err)
+	status, answer := c.ask(http.MethodPost, "/v1/namespaces/shop/sagas/order-1044/decide", `{"step":"charge","verdict":"Retry","reason":"payments is mended"}`, "Content-Type", "application/json")
+	if status != http.StatusOK {
+		c.Fatalf("deciding: %d %s", status, answer)
 	}
 	c.ends("order-1044", "Compensated")
-	_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
-	if err != nil || !bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is mended")) {
-		c.Errorf("the history does not say who decided, and why: %s, %v", history, err)
+	_, history := c.ask(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
+	if !bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is mended")) {
+		c.Errorf("the history does not say who decided, and why: %s", history)
 	}
 }
 
@@ -158,7 +171,7 @@ func (c *apiClient) ends(name, phase string) {
 // newLateService does everything at once, but for /later, which is accepted and answered by callback, /refused, and /refused-once, by path.
 func newLateService(t *testing.T) http.Handler {
 	var refused atomic.Bool
-	back := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	back := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"id":"1"}`) })
 	mux.HandleFunc("/refused", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusConflict) })
@@ -168,17 +181,8 @@ func newLateService(t *testing.T) http.Handler {
 		}
 	})
 	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) { // the callback comes before the 202
-		req, err := http.NewRequestWithContext(r.Context(), http.MethodPost, r.Header.Get("Saga-Callback"), strings.NewReader(`{"outcome":"Succeeded","body":{"id":"capture-7"}}`))
-		if err != nil {
+		if err := callBack(r.Context(), back, r.Header.Get("Saga-Callback"), `{"outcome":"Succeeded","body":{"id":"capture-7"}}`); err != nil {
 			t.Error(err)
-			return
-		}
-		req.Header.Set("Content-Type", "application/json")
-		res, err := back.Do(req)
-		if err != nil || res.StatusCode != http.StatusNoContent {
-			t.Errorf("the callback was answered with %v, %v", res, err)
-		} else {
-			_ = res.Body.Close()
 		}
 		w.WriteHeader(http.StatusAccepted)
 	})
@@ -188,6 +192,29 @@ func newLateService(t *testing.T) http.Handler {
 		}
 	})
 	return mux
+}
+
+// callBack says at a callback's URL what became of a step, until it is taken.
+func callBack(ctx context.Context, client *http.Client, url, outcome string) error {
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(outcome))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		_ = res.Body.Close()
+		switch res.StatusCode {
+		case http.StatusNoContent:
+			return nil
+		case http.StatusServiceUnavailable: // not in time
+		default:
+			return fmt.Errorf("the callback was answered with %s", res.Status)
+		}
+	}
 }
 
 // starter is the token of somebody who may start sagas in the namespace shop.

@@ -32,14 +32,10 @@ func TestReadinessSaysWhichCheckFailsAndWhy(t *testing.T) {
 			return ctx.Err()
 		}},
 	}}
-	began := time.Now()
 	code, body := get(t, h.handler(), "/readyz")
 	if code != http.StatusServiceUnavailable || !strings.Contains(body, "[+] caches: ok") || !strings.Contains(body, "[-] database: connection refused") ||
 		!strings.Contains(body, "[-] schema: context deadline exceeded") {
 		t.Errorf("code %d, body:\n%s", code, body)
-	}
-	if took := time.Since(began); took > 10*checkTimeout {
-		t.Errorf("readiness took %s", took)
 	}
 	if code, _ := get(t, h.handler(), "/healthz"); code != http.StatusOK {
 		t.Errorf("a process that waits for its database is not alive: %d", code)

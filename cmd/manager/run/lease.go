@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -41,17 +42,32 @@ func leaseLock(c Config, cfg *rest.Config, renewDeadline time.Duration) (resourc
 
 // steadyLock keeps the lease of a leader whose API server is away. controller-runtime ends the process of a leader that cannot renew its lease, because for most a lease is
 // a lock. Here it is a politeness: two that lead are harmless, sagas go on without the API server, and as long as it is away nobody else can take the lease either. So an
-// API server that does not answer takes nothing from the leader. What it says when it answers counts: whoever finds another holder then has lost the lease, and ends.
+// API server that does not answer takes nothing from the leader, also not when its process stood still for longer than the lease and it has to look whose that is. What it says
+// when it answers counts: whoever finds another holder then has lost the lease, and ends.
 type steadyLock struct {
 	resourcelock.Interface
-	held bool // the API server said so last; the elector asks from one goroutine
+	// last is what the API server said last, if that was that this replica holds the lease; the elector asks from one goroutine.
+	last *resourcelock.LeaderElectionRecord
+}
+
+// note remembers what the API server has said.
+func (l *steadyLock) note(record *resourcelock.LeaderElectionRecord) {
+	if l.last = nil; record.HolderIdentity == l.Identity() {
+		kept := *record
+		l.last = &kept
+	}
 }
 
 // Get implements resourcelock.Interface.
 func (l *steadyLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
-	if err == nil {
-		l.held = record.HolderIdentity == l.Identity()
+	switch {
+	case err == nil:
+		l.note(record)
+	case l.last != nil && unanswered(err):
+		last := *l.last
+		raw, err := json.Marshal(last)
+		return &last, raw, err
 	}
 	return record, raw, err
 }
@@ -59,18 +75,19 @@ func (l *steadyLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecor
 // Create implements resourcelock.Interface.
 func (l *steadyLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	err := l.Interface.Create(ctx, record)
-	l.held = err == nil
+	if l.last = nil; err == nil {
+		l.note(&record)
+	}
 	return err
 }
 
 // Update implements resourcelock.Interface.
 func (l *steadyLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
-	renews := record.HolderIdentity == l.Identity()
 	err := l.Interface.Update(ctx, record)
 	switch {
 	case err == nil:
-		l.held = renews
-	case l.held && renews && unanswered(err):
+		l.note(&record)
+	case l.last != nil && record.HolderIdentity == l.Identity() && unanswered(err):
 		return nil
 	}
 	return err

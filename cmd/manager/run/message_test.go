@@ -28,18 +28,18 @@ func natsServer(t *testing.T) (url string, js jetstream.JetStream) {
 	}
 	s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(20 * time.Second) {
+	if !s.ReadyForConnections(patience) {
 		t.Fatal("NATS does not start")
 	}
-	conn, err := natsgo.Connect(s.ClientURL())
+	conn, err := natsgo.Connect(s.ClientURL(), natsgo.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if js, err = jetstream.New(conn); err != nil {
+	if js, err = jetstream.New(conn, jetstream.WithDefaultTimeout(patience)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "SHOP", Subjects: []string{"shop.>"}}); err != nil {
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "SHOP", Subjects: []string{"shop.>"}, Duplicates: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 	return s.ClientURL(), js
@@ -91,7 +91,7 @@ func charge(t *testing.T, kube client.Client, name, customer string) *v1.Saga {
 	o.Spec.Steps = []v1.Step{
 		{Name: "charge", Output: map[string]v1.OutputTemplate{"id": "${response.body.id}"}, Effect: v1.Effect{Message: &v1.MessageRequest{
 			Sink: "events", Type: "com.example.charge.requested", Data: &v1.JSON{Raw: []byte(`{"customer":"${input.customer}"}`)},
-			Reply: &v1.MessageReply{Timeout: &metav1.Duration{Duration: time.Minute}},
+			Reply: &v1.MessageReply{Timeout: &metav1.Duration{Duration: time.Hour}},
 		}}},
 		{Name: "say", Effect: v1.Effect{Message: &v1.MessageRequest{Sink: "events", Type: "com.example.said", Data: &v1.JSON{Raw: []byte(`"${steps.charge.output.id}"`)}}}},
 	}

@@ -31,6 +31,9 @@ import (
 	"github.com/vextrus/saga-operator/test/cluster"
 )
 
+// patience bounds every wait, and whatever the operator and its participants are given to do things in that have to succeed.
+const patience = 10 * time.Minute
+
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 
 // TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes runs the whole operator, as the binary does, on a database that is away at first.
@@ -39,15 +42,7 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	log := &lockedBuffer{}
 	dsn, openDoor := behindDoor(t, throwaway.EmptyDatabase(t))
-	slow := make(chan struct{}, 1)
-	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/slow" {
-			slow <- struct{}{}
-			<-time.After(time.Second)
-		}
-		_, _ = io.WriteString(w, `{"id":"1"}`)
-	}))
-	t.Cleanup(service.Close)
+	service := newSlowService(t)
 	health := freeAddress(t)
 
 	kubeconfig := leastPrivileged(t, kubernetes)
@@ -57,7 +52,7 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	go func() {
 		ended <- Main(ctx, []string{
 			"--kubeconfig", kubeconfig, "--lease-namespace=saga-system", "--health-address", health, "--metrics-address=0", "--api-bind-address=0",
-			"--egress-allow=127.0.0.0/8", "--log-format=text", "--log-level=debug",
+			"--egress-allow=127.0.0.0/8", "--log-format=text", "--log-level=debug", "--shutdown-grace", patience.String(),
 		}, environ("DATABASE_URL", dsn), log, log)
 	}()
 	defer stop()
@@ -86,15 +81,19 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 
 	// Told to stop, it lets the attempt that is under way end, and records what it came to.
 	last := create(t, kube, "slow", service.URL+"/slow")
-	<-slow
+	service.awaitRequest()
 	stop()
+	eventually(t, func() error {
+		return ready(t, health, http.StatusServiceUnavailable, "[-] running: the operator is stopping")
+	})
+	service.answer()
 	select {
 	case code := <-ended:
 		if code != exitOK {
 			t.Errorf("the operator ended with exit code %d", code)
 		}
-	case <-time.After(30 * time.Second):
-		t.Error("the operator did not end")
+	case <-time.After(patience):
+		t.Fatal("the operator did not end")
 	}
 	if got := history(t, dsn, last); !slices.Contains(got, "AttemptSucceeded") {
 		t.Errorf("the attempt that was under way when the operator was told to stop is not recorded: %v", got)
@@ -105,6 +104,41 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	password, _ := mustParse(t, dsn).User.Password()
 	if password != "" && strings.Contains(log.String(), password) {
 		t.Error("the log shows the password of the database")
+	}
+}
+
+// slowService is a participant that holds what it is asked at /slow until it is told to answer.
+type slowService struct {
+	*httptest.Server
+	t               *testing.T
+	asked, answered chan struct{}
+	answer          func()
+}
+
+func newSlowService(t *testing.T) *slowService {
+	t.Helper()
+	s := &slowService{t: t, asked: make(chan struct{}), answered: make(chan struct{})}
+	s.answer = sync.OnceFunc(func() { close(s.answered) })
+	asked := sync.OnceFunc(func() { close(s.asked) })
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			asked()
+			<-s.answered
+		}
+		_, _ = io.WriteString(w, `{"id":"1"}`)
+	}))
+	t.Cleanup(s.Close)
+	t.Cleanup(s.answer) // before that
+	return s
+}
+
+// awaitRequest waits until it is asked at /slow.
+func (s *slowService) awaitRequest() {
+	s.t.Helper()
+	select {
+	case <-s.asked:
+	case <-time.After(patience):
+		s.t.Fatal("the participant is not asked")
 	}
 }
 
@@ -178,6 +212,19 @@ func mustParse(t *testing.T, dsn string) *url.URL {
 	return u
 }
 
+// patient is the URL of a database at which nothing fails for being slow: who runs a command once has no second try.
+func patient(t *testing.T, dsn string) string {
+	t.Helper()
+	u := mustParse(t, dsn)
+	q := u.Query()
+	q.Set("connect_timeout", fmt.Sprint(int(patience.Seconds())))
+	for _, limit := range []string{"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"} {
+		q.Set(limit, fmt.Sprint(patience.Milliseconds()))
+	}
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
 func newClient(t *testing.T, kubernetes *cluster.Cluster) client.Client {
 	t.Helper()
 	scheme, err := Scheme()
@@ -195,7 +242,7 @@ func create(t *testing.T, kube client.Client, name, url string) *v1.Saga {
 	t.Helper()
 	o := &v1.Saga{}
 	o.Namespace, o.Name = "default", name
-	if err := yaml.UnmarshalStrict(fmt.Appendf(nil, `steps: [{name: a, http: {method: POST, url: "%s"}}]`, url), &o.Spec); err != nil {
+	if err := yaml.UnmarshalStrict(fmt.Appendf(nil, `steps: [{name: a, attemptTimeout: 30m, http: {method: POST, url: "%s"}}]`, url), &o.Spec); err != nil {
 		t.Fatal(err)
 	}
 	if err := kube.Create(t.Context(), o); err != nil {
@@ -338,7 +385,7 @@ func ask(t *testing.T, address, path string) (int, string) {
 
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(patience)
 	for {
 		err := f()
 		if err == nil {

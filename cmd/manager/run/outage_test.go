@@ -3,9 +3,7 @@ package run
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -25,15 +23,7 @@ func TestTheLeaderOutlivesAnAPIServerThatIsAway(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	log := &lockedBuffer{}
 	dsn := throwaway.Database(t)
-	asked, answer := make(chan struct{}, 1), make(chan struct{})
-	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/slow" {
-			asked <- struct{}{}
-			<-answer
-		}
-		_, _ = io.WriteString(w, `{"id":"1"}`)
-	}))
-	t.Cleanup(service.Close)
+	service := newSlowService(t)
 	health := freeAddress(t)
 	const lease = 5 * time.Second
 	stop := operatorProcess(t, log, dsn, "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--lease-duration", lease.String(),
@@ -47,7 +37,7 @@ func TestTheLeaderOutlivesAnAPIServerThatIsAway(t *testing.T) {
 	eventually(t, func() error { return ready(t, health, http.StatusOK, "[+] apiserver: ok") })
 	kube := newClient(t, kubernetes)
 	o := create(t, kube, "slow", service.URL+"/slow")
-	<-asked
+	service.awaitRequest()
 
 	if err := kubernetes.StopAPIServer(); err != nil {
 		t.Fatal(err)
@@ -56,7 +46,7 @@ func TestTheLeaderOutlivesAnAPIServerThatIsAway(t *testing.T) {
 	eventually(t, func() error {
 		return ready(t, health, http.StatusServiceUnavailable, "[-] apiserver: reading sagas at the API server: ")
 	})
-	close(answer)
+	service.answer()
 	eventually(t, func() error { return recorded(t, dsn, o, "SagaCompleted") })
 	<-away
 	if err := ready(t, health, http.StatusServiceUnavailable, "[-] apiserver: "); err != nil {
@@ -69,14 +59,14 @@ func TestTheLeaderOutlivesAnAPIServerThatIsAway(t *testing.T) {
 	waitCompleted(t, kube, o)
 	waitCompleted(t, kube, create(t, kube, "after", service.URL+"/after"))
 
-	// Somebody else who has the lease is another matter.
+	// Somebody else who has the lease, and keeps it, is another matter.
 	taken := &coordinationv1.Lease{}
 	taken.Namespace, taken.Name = "saga-system", "saga-operator"
 	admin, err := client.New(kubernetes.Config, client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := admin.Patch(t.Context(), taken, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"holderIdentity":"another"}}`))); err != nil {
+	if err := admin.Patch(t.Context(), taken, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"holderIdentity":"another","leaseDurationSeconds":3600}}`))); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() error {
@@ -127,7 +117,7 @@ func TestALeaseIsKeptOnlyByWhoHadIt(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	locks := make([]resourcelock.Interface, 2)
 	for i := range locks {
-		lock, err := leaseLock(Config{LeaseSpace: "default", LeaseName: "lease"}, kubernetes.Config, time.Minute)
+		lock, err := leaseLock(Config{LeaseSpace: "default", LeaseName: "lease"}, kubernetes.Config, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,6 +139,12 @@ func TestALeaseIsKeptOnlyByWhoHadIt(t *testing.T) {
 	if err := leader.Update(t.Context(), mine(leader)); err != nil {
 		t.Errorf("the leader loses its lease to an API server that is away: %v", err)
 	}
+	if record, _, err := leader.Get(t.Context()); err != nil || record.HolderIdentity != leader.Identity() {
+		t.Errorf("the leader that asks an API server that is away whose its lease is hears %+v, %v", record, err)
+	}
+	if _, _, err := other.Get(t.Context()); err == nil {
+		t.Error("somebody else knows whose the lease is although the API server is away")
+	}
 	if err := leader.Update(t.Context(), resourcelock.LeaderElectionRecord{}); err == nil {
 		t.Error("a lease was given back to an API server that is away")
 	}
@@ -163,5 +159,8 @@ func TestALeaseIsKeptOnlyByWhoHadIt(t *testing.T) {
 	}
 	if err := leader.Update(t.Context(), mine(leader)); err == nil {
 		t.Error("the leader keeps a lease that another has taken")
+	}
+	if record, _, err := leader.Get(t.Context()); err != nil || record.HolderIdentity != other.Identity() {
+		t.Errorf("the lease that another has taken is %+v, %v", record, err)
 	}
 }

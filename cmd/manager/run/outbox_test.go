@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -34,7 +33,7 @@ type parkedRig struct {
 
 func newParkedRig(t *testing.T) *parkedRig {
 	t.Helper()
-	r := &parkedRig{t: t, dsn: throwaway.Database(t)}
+	r := &parkedRig{t: t, dsn: patient(t, throwaway.Database(t))}
 	var err error
 	if r.pool, err = postgres.Open(t.Context(), postgres.Config{URL: r.dsn}); err != nil {
 		t.Fatal(err)
@@ -88,26 +87,25 @@ func (r *parkedRig) command(args ...string) (int, string) {
 // until repeats a command until it says so many times what is wanted.
 func (r *parkedRig) until(times int, want string, args ...string) (out string) {
 	r.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		code, out := r.command(args...)
-		if code == exitOK && strings.Count(out, want) == times {
-			return out
+	eventually(r.t, func() error {
+		var code int
+		if code, out = r.command(args...); code != exitOK || strings.Count(out, want) != times {
+			return fmt.Errorf("exit code %d, and %v does not say %q %d times:\n%s", code, args, want, times, out)
 		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("exit code %d, and %v does not say %q %d times:\n%s", code, args, want, times, out)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
+		return nil
+	})
+	return out
 }
 
-func (r *parkedRig) taken(key string) (n int) {
+// taken counts the messages of a key that were published. One may come more than once.
+func (r *parkedRig) taken(key string) int {
+	ids := map[uuid.UUID]bool{}
 	for _, m := range r.sink.Taken() {
 		if m.Key == key {
-			n++
+			ids[m.ID] = true
 		}
 	}
-	return n
+	return len(ids)
 }
 
 func TestAPersonSeesDeadLettersAndRetriesOrDropsThem(t *testing.T) {

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -23,7 +23,7 @@ import (
 // TestAPersonSendsAStoppedReadModelOn has an event that no read model can understand, and does what an operator would do about it.
 func TestAPersonSendsAStoppedReadModelOn(t *testing.T) {
 	t.Parallel()
-	dsn := throwaway.Database(t)
+	dsn := patient(t, throwaway.Database(t))
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: dsn})
 	if err != nil {
 		t.Fatal(err)
@@ -50,17 +50,13 @@ func TestAPersonSendsAStoppedReadModelOn(t *testing.T) {
 	}
 	until := func(want string) {
 		t.Helper()
-		deadline := time.Now().Add(30 * time.Second)
-		for {
+		eventually(t, func() error {
 			code, out := command("list")
-			if code == exitOK && strings.Contains(out, want) {
-				return
+			if code != exitOK || !strings.Contains(out, want) {
+				return fmt.Errorf("exit code %d, and the list does not say %q:\n%s", code, want, out)
 			}
-			if time.Now().After(deadline) {
-				t.Fatalf("exit code %d, and the list does not say %q:\n%s", code, want, out)
-			}
-			<-time.After(20 * time.Millisecond)
-		}
+			return nil
+		})
 	}
 	until(`projection saga_history knows no event type "SagaExploded"`)
 	until(`projection saga_summary knows no event type "SagaExploded"`)

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -52,7 +53,7 @@ func (l *limited) RemoveFinished(ctx context.Context, before time.Time, limit in
 
 func TestRetentionRemovesWhatFinishedLongAgoInBatches(t *testing.T) {
 	t.Parallel()
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: throwaway.Database(t)})
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: patient(t, throwaway.Database(t))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +90,12 @@ func TestRetentionRemovesWhatFinishedLongAgoInBatches(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Start(ctx) }()
-	for deadline := time.Now().Add(30 * time.Second); sagasLeft(t, pool) > 0; <-time.After(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the runnable removes nothing")
+	eventually(t, func() error {
+		if n := sagasLeft(t, pool); n > 0 {
+			return fmt.Errorf("%d sagas are left, so the runnable removes nothing", n)
 		}
-	}
+		return nil
+	})
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -29,6 +29,7 @@ type hub struct {
 	token string
 	open  bool
 	types map[string][]string // by what the message is about, in the order of their arrival
+	known map[string]bool     // by the ID of the message, which may come more than once
 }
 
 func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -42,7 +43,8 @@ func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return
 	}
-	if r.Method == http.MethodPost {
+	if id := r.Header.Get("Ce-Id"); r.Method == http.MethodPost && !h.known[id] {
+		h.known[id] = true
 		subject := r.Header.Get("Ce-Subject")
 		h.types[subject] = append(h.types[subject], r.Header.Get("Ce-Type"))
 	}
@@ -73,7 +75,7 @@ func TestMessagesOfSagasArriveAtASink(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	participants := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"id":"1"}`) }))
 	t.Cleanup(participants.Close)
-	h := &hub{token: "a-token-for-the-hub", open: true, types: map[string][]string{}}
+	h := &hub{token: "a-token-for-the-hub", open: true, types: map[string][]string{}, known: map[string]bool{}}
 	destination := httptest.NewServer(h)
 	t.Cleanup(destination.Close)
 	log := &lockedBuffer{}
@@ -119,6 +121,7 @@ const processArguments = "OPERATOR_PROCESS_ARGUMENTS"
 func operatorProcess(t *testing.T, log io.Writer, dsn string, args ...string) (stop func() error) {
 	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run=^TestAnOperatorInAProcessOfItsOwn$")
+	args = append(args, "--shutdown-grace", patience.String())
 	cmd.Env = append(os.Environ(), processArguments+"="+strings.Join(args, "\n"), "DATABASE_URL="+dsn)
 	cmd.Stdout, cmd.Stderr = log, log
 	stdin, err := cmd.StdinPipe()
