@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
@@ -20,7 +21,7 @@ func TestKilledBeforeTheFirstAppend(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(context.Background()) }()
-	if _, err := tx.Exec(t.Context(), `LOCK TABLE streams IN ACCESS EXCLUSIVE MODE`); err != nil {
+	if _, err := tx.Exec(t.Context(), `SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE streams IN ACCESS EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
 	s.apply("order")
@@ -159,6 +160,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 
 func TestAStopLetsAttemptsEndAndRecordsThem(t *testing.T) {
 	s := newScene(t, throwaway.Database(t))
+	s.args = append(s.args, "--shutdown-grace", patience.String())
 	op, g := s.operator(), newGate()
 	s.shop.on(g.hold("/b", true), nil)
 	s.apply("order")
@@ -166,7 +168,7 @@ func TestAStopLetsAttemptsEndAndRecordsThem(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- op.Stop() }()
 	eventually(t, "the operator says that it is stopping", func() error {
-		if ready, says := op.Readiness(t.Context()); ready {
+		if _, says := op.Readiness(t.Context()); !strings.Contains(says, "the operator is stopping") {
 			return errors.New(says)
 		}
 		return nil

@@ -29,8 +29,8 @@ import (
 	"github.com/vextrus/saga-operator/test/operator"
 )
 
-// patience bounds every wait for a state.
-const patience = 90 * time.Second
+// patience bounds every wait for a state, and every attempt at what has to succeed: nobody waits that long where all is well.
+const patience = 10 * time.Minute
 
 // long reports whether the long form was asked for.
 var long = os.Getenv("CHAOS") == "long"
@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 }
 
 func runSuite(m *testing.M) (code int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience) // of building the operator, too
 	defer cancel()
 	if api, err = cluster.Start(ctx, cluster.Options{ControllerManager: true}); err != nil {
 		return 1, err
@@ -145,8 +145,8 @@ func (s *scene) saga(name string) *v1.Saga {
 		do.Body = &v1.JSON{Raw: []byte(`{"saga": "${saga.name}", "step": "` + step + `"}`)}
 		retry := &v1.Retry{MaxAttempts: 50, InitialBackoff: &metav1.Duration{Duration: 50 * time.Millisecond}, MaxBackoff: &metav1.Duration{Duration: 500 * time.Millisecond}}
 		saga.Spec.Steps = append(saga.Spec.Steps, v1.Step{
-			Name: step, Effect: v1.Effect{HTTP: do, Retry: retry},
-			Compensation: &v1.Effect{HTTP: request("DELETE", step), Retry: retry},
+			Name: step, Effect: v1.Effect{HTTP: do, Retry: retry, AttemptTimeout: &metav1.Duration{Duration: patience}},
+			Compensation: &v1.Effect{HTTP: request("DELETE", step), Retry: retry, AttemptTimeout: &metav1.Duration{Duration: patience}},
 		})
 	}
 	return saga
