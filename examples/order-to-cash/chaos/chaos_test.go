@@ -43,9 +43,9 @@ type plan struct {
 
 func planned() plan {
 	if os.Getenv("CHAOS") == "long" {
-		return plan{orders: 500, placing: 2 * time.Minute, every: 2 * time.Second, away: 2 * time.Second, settling: 4 * time.Minute}
+		return plan{orders: 500, placing: 2 * time.Minute, every: 2 * time.Second, away: 2 * time.Second, settling: 10 * time.Minute}
 	}
-	return plan{orders: 40, placing: 8 * time.Second, every: time.Second, away: 500 * time.Millisecond, settling: 150 * time.Second}
+	return plan{orders: 40, placing: 8 * time.Second, every: time.Second, away: 500 * time.Millisecond, settling: 10 * time.Minute}
 }
 
 func seed(t *testing.T) uint64 {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -127,6 +128,9 @@ func makeUp(chance *rand.Rand, kind Kind, id string) (Order, error) {
 	return o, err
 }
 
+// ErrNotNow says that a service did not answer, or could not do as it was asked just now.
+var ErrNotNow = errors.New("not now")
+
 // Place places an order at the service, and withdraws it where that is its kind. Answers other than 201 are errors; it can be called again.
 func (o *Order) Place(ctx context.Context, client *http.Client, orders string) error {
 	body, err := json.Marshal(o)
@@ -180,10 +184,17 @@ func post(ctx context.Context, client *http.Client, url, key string, body []byte
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, "", err
+		return 0, "", fmt.Errorf("%w: %w", ErrNotNow, err)
 	}
 	defer resp.Body.Close()
 	const enough = 4 << 10
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, enough))
-	return resp.StatusCode, string(bytes.TrimSpace(answer)), err
+	text = string(bytes.TrimSpace(answer))
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrNotNow, err)
+	case resp.StatusCode >= http.StatusInternalServerError:
+		err = fmt.Errorf("%w: it answered %d: %s", ErrNotNow, resp.StatusCode, text)
+	}
+	return resp.StatusCode, text, err
 }

@@ -21,7 +21,7 @@ import (
 
 const (
 	// patience bounds how long the orders may take.
-	patience = 2 * time.Minute
+	patience = 10 * time.Minute
 	// seed makes the same orders each time.
 	seed = 1042
 )

@@ -38,16 +38,27 @@ func (d *demo) place(ctx context.Context) error {
 	return errors.Join(err, <-placing)
 }
 
-// placeAll places one order after another.
+// placeAll places one order after another, each again where that cannot be done just now.
 func (d *demo) placeAll(ctx context.Context) error {
+	const pause = time.Second
 	for i := range d.orders {
 		o := &d.orders[i]
-		err := o.Delay(ctx, http.DefaultClient, d.URLs.Shipping)
-		if err == nil {
-			err = o.Place(ctx, http.DefaultClient, d.URLs.Orders)
-		}
-		if err != nil {
-			return err
+		for {
+			err := o.Delay(ctx, http.DefaultClient, d.URLs.Shipping)
+			if err == nil {
+				err = o.Place(ctx, http.DefaultClient, d.URLs.Orders)
+			}
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, customers.ErrNotNow) {
+				return err
+			}
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return err
+			}
 		}
 	}
 	return nil

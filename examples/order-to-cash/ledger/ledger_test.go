@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 // at the first step, all as they should be.
 func tables(t *testing.T) *pgxpool.Pool {
 	t.Helper()
-	s, err := services.Start(t.Context(), services.Options{DatabaseURL: throwaway.EmptyDatabase(t), Stock: map[string]services.Article{"B-1": {Delivered: 10}}, MaxConns: 2})
+	s, err := services.Start(t.Context(), services.Options{DatabaseURL: throwaway.EmptyDatabase(t), Stock: map[string]services.Article{"B-1": {Delivered: 10}}, MaxConns: 2, Timeout: 10 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func TestOrdersFailAtEachStepAndGoThroughAndTheBalanceIsZero(t *testing.T) {
 // driveOrders runs the sagas of orders to their ends.
 func (r rig) driveOrders(all []customers.Order) map[string]saga.Phase {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
 	loopback, err := egress.New([]string{"127.0.0.0/8"}, nil)
 	if err != nil {
@@ -153,7 +153,7 @@ func (r rig) driveOrders(all []customers.Order) map[string]saga.Phase {
 	if err := runner.Run(ctx); err != nil {
 		r.t.Error(err)
 	}
-	ending, end := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ending, end := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer end()
 	if err := runner.Engine.Shutdown(ending); err != nil {
 		r.t.Error(err)

@@ -92,6 +92,8 @@ type Options struct {
 	PaymentsLimit string
 	// Stock is what is delivered of each article that the database does not know yet; nil is DefaultStock.
 	Stock map[string]Article
+	// Timeout bounds the work for one request, also for one to the operator; zero is ten seconds.
+	Timeout time.Duration
 	// MaxConns is the most connections of each service to the database; zero is 6.
 	MaxConns int32
 	// Operator is where orders start their sagas and payments calls back; where it is nil, no saga is started, and whoever asks is called back.
@@ -151,6 +153,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Stock == nil {
 		o.Stock = DefaultStock()
 	}
+	if o.Timeout == 0 {
+		o.Timeout = effect.DefaultTimeout
+	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 6
 	}
@@ -183,7 +188,7 @@ func (s *Services) publish(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		to, err := starter.New(starter.Config{URL: api.URL, Namespace: api.Namespace, TokenFile: api.TokenFile, CAFile: api.CAFile, Definition: definition})
+		to, err := starter.New(starter.Config{URL: api.URL, Namespace: api.Namespace, TokenFile: api.TokenFile, CAFile: api.CAFile, Definition: definition, Timeout: s.options.Timeout})
 		if err != nil {
 			return err
 		}

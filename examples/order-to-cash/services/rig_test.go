@@ -16,6 +16,9 @@ import (
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 )
 
+// patience bounds every wait, and the work for each request: nobody waits that long where all is well.
+const patience = 10 * time.Minute
+
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 
 type rig struct {
@@ -30,12 +33,13 @@ func start(t *testing.T) rig {
 
 func startWith(t *testing.T, o services.Options) rig {
 	t.Helper()
+	o.Timeout = patience
 	s, err := services.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := s.Stop(ctx); err != nil {
 			t.Error(err)
@@ -175,7 +179,7 @@ func (r rig) check(got, want any) {
 // eventually polls until something holds.
 func (r rig) eventually(what string, holds func() bool) {
 	r.t.Helper()
-	deadline, tick := time.After(20*time.Second), time.NewTicker(10*time.Millisecond)
+	deadline, tick := time.After(patience), time.NewTicker(10*time.Millisecond)
 	defer tick.Stop()
 	for !holds() {
 		select {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"sigs.k8s.io/yaml"
@@ -85,7 +84,7 @@ func TestTheSagasEndAsTheyAreDescribed(t *testing.T) {
 // drive runs sagas to their ends and returns those.
 func (r rig) drive(names []string) map[string]saga.Phase {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
 	kinds := kinds(r.t)
 	runner := &engine.Runner{Workers: 2}
@@ -114,7 +113,7 @@ func (r rig) drive(names []string) map[string]saga.Phase {
 	if err := runner.Run(ctx); err != nil {
 		r.t.Error(err)
 	}
-	ending, end := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ending, end := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer end()
 	if err := runner.Engine.Shutdown(ending); err != nil {
 		r.t.Error(err)

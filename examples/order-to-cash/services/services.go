@@ -64,7 +64,7 @@ func Start(ctx context.Context, o Options) (*Services, error) {
 // create makes the services that were asked for, and their tables.
 func (s *Services) create(ctx context.Context) error {
 	for _, name := range s.options.Only {
-		pool, err := effect.Connect(ctx, s.options.DatabaseURL, name, s.options.MaxConns)
+		pool, err := effect.Connect(ctx, s.options.DatabaseURL, name, s.options.MaxConns, s.options.Timeout)
 		if err != nil {
 			return err
 		}
@@ -73,6 +73,7 @@ func (s *Services) create(ctx context.Context) error {
 		if err := s.make(ctx, name, here); err != nil {
 			return err
 		}
+		here.effects.SetTimeout(s.options.Timeout)
 	}
 	return nil
 }
@@ -167,8 +168,8 @@ func (s *Services) serve() {
 		here.server = &http.Server{
 			Handler:           here.handler,
 			BaseContext:       func(net.Listener) context.Context { return ctx },
-			ReadHeaderTimeout: 5 * time.Second,
-			ReadTimeout:       10 * time.Second,
+			ReadHeaderTimeout: s.options.Timeout / 2,
+			ReadTimeout:       s.options.Timeout,
 			IdleTimeout:       time.Minute,
 			MaxHeaderBytes:    64 << 10,
 			ErrorLog:          slog.NewLogLogger(s.options.Logger.Handler(), slog.LevelWarn),

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -326,7 +325,7 @@ func TestShippingIsUnavailableForAsLongAsItWasTold(t *testing.T) {
 
 func TestServicesMayStartTogetherAndRememberAfterwards(t *testing.T) {
 	t.Parallel()
-	o := services.Options{DatabaseURL: throwaway.EmptyDatabase(t), MaxConns: 4}
+	o := services.Options{DatabaseURL: throwaway.EmptyDatabase(t), MaxConns: 4, Timeout: patience}
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -363,12 +362,14 @@ func TestAPortThatIsTakenIsReplacedOnlyWhenAllowed(t *testing.T) {
 	if other.URLs().Payments == r.URLs().Payments {
 		t.Error("two services listen at one address")
 	}
-	other.check(other.send("GET", other.URLs().Payments+"/healthz", "", ""), reply{200, `{"status":"ok"}`})
+	other.eventually("the one at another address is well", func() bool {
+		return other.send("GET", other.URLs().Payments+"/healthz", "", "") == reply{200, `{"status":"ok"}`}
+	})
 }
 
 func TestStopDoesNotWaitForRequestsThatHang(t *testing.T) {
 	t.Parallel()
-	s, err := services.Start(t.Context(), services.Options{DatabaseURL: throwaway.EmptyDatabase(t)})
+	s, err := services.Start(t.Context(), services.Options{DatabaseURL: throwaway.EmptyDatabase(t), Timeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +394,7 @@ func TestStopDoesNotWaitForRequestsThatHang(t *testing.T) {
 			_ = res.Body.Close()
 		}
 	}()
-	deadline, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	deadline, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for n := 0; n == 0; {
 		if err := s.Pool().QueryRow(deadline, `SELECT count(*) FROM payments.calls`).Scan(&n); err != nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/vextrus/saga-operator/examples/order-to-cash/services"
+	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 )
 
@@ -72,9 +73,7 @@ func credentials(t *testing.T) (ca, token string) {
 func TestAnOrderStartsItsSagaByItselfAlsoWhenTheOperatorIsAway(t *testing.T) {
 	t.Parallel()
 	a := &api{lose: 2}
-	server := httptest.NewUnstartedServer(a)
-	address := server.Listener.Addr().String()
-	_ = server.Listener.Close() // it is away
+	address := ports.ForTest(t) // nobody is there
 	ca, token := credentials(t)
 	r := startWith(t, services.Options{
 		DatabaseURL: throwaway.EmptyDatabase(t),
@@ -96,6 +95,8 @@ func TestAnOrderStartsItsSagaByItselfAlsoWhenTheOperatorIsAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	server := httptest.NewUnstartedServer(a)
+	_ = server.Listener.Close()
 	server.Listener = l
 	server.StartTLS()
 	defer server.Close()

@@ -11,6 +11,7 @@ package starter
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -35,14 +36,14 @@ import (
 )
 
 const (
-	timeout        = 10 * time.Second
+	usualTimeout   = 10 * time.Second
 	parallel       = 16
 	maxAnswerBytes = 1 << 20 // a Saga object
 	maxShownBytes  = 500
 	maxRetryAfter  = time.Minute
 )
 
-// Config says where sagas are started. All of it is required.
+// Config says where sagas are started. All of it but Timeout is required.
 type Config struct {
 	// URL is that of the operator's API, without a slash at the end, such as https://saga-operator-api.saga-system.svc:8443.
 	URL string
@@ -54,6 +55,8 @@ type Config struct {
 	CAFile string
 	// Definition is what each order goes through.
 	Definition ordertocash.Definition
+	// Timeout bounds one request; zero is ten seconds.
+	Timeout time.Duration
 }
 
 // Publisher starts sagas.
@@ -67,6 +70,7 @@ var _ outbox.Publisher = (*Publisher)(nil)
 
 // New makes a publisher. It connects when it is first needed.
 func New(c Config) (*Publisher, error) {
+	c.Timeout = cmp.Or(c.Timeout, usualTimeout)
 	u, err := url.Parse(c.URL)
 	switch {
 	case err != nil:
@@ -87,7 +91,7 @@ func New(c Config) (*Publisher, error) {
 	return &Publisher{
 		config: c, sagas: strings.TrimSuffix(c.URL, "/") + "/v1/namespaces/" + url.PathEscape(c.Namespace) + "/sagas",
 		transport: &http.Transport{
-			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, TLSHandshakeTimeout: timeout, ForceAttemptHTTP2: true,
+			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, TLSHandshakeTimeout: c.Timeout, ForceAttemptHTTP2: true,
 			MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute,
 		},
 	}, nil
@@ -215,7 +219,7 @@ type answer struct {
 
 // send sends one request.
 func (p *Publisher) send(ctx context.Context, method, url, key string, body []byte) (answer, *outbox.Error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
 	token, err := os.ReadFile(p.config.TokenFile)
 	if err != nil {

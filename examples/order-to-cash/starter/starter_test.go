@@ -58,7 +58,7 @@ func start(t *testing.T) *api {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Publisher, err = starter.New(starter.Config{URL: server.URL, Namespace: "shop", TokenFile: a.token, CAFile: a.ca, Definition: definition})
+	a.Publisher, err = starter.New(starter.Config{URL: server.URL, Namespace: "shop", TokenFile: a.token, CAFile: a.ca, Definition: definition, Timeout: 10 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

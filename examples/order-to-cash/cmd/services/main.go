@@ -85,7 +85,7 @@ func run(ctx context.Context, o services.Options, log *slog.Logger) error {
 	case <-ctx.Done():
 	case failed = <-s.Failed():
 	}
-	ending, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ending, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := s.Stop(ending); err != nil {
 		return err

@@ -70,7 +70,7 @@ func (s *Service) handle(pattern, verb string, parse Parse, handler func(func(*p
 
 // admit notes a delivery, and commits the faults that come before an effect.
 func (s *Service) admit(r *participant.Request, c *call, order string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.HTTP().Context()), timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.HTTP().Context()), s.timeout)
 	defer cancel()
 	if _, err := s.pool.Exec(ctx, s.sql.log, c.key, c.name, delivered); err != nil {
 		s.log.Error("the database does not take a call", "effect", c.name, "key", c.key, "error", err)
@@ -117,7 +117,7 @@ func (s *Service) answered(ctx context.Context, c *call, kept *keeper) {
 	default:
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
 	defer cancel()
 	if _, err := s.pool.Exec(ctx, s.sql.log, c.key, c.name, what); err != nil {
 		s.log.Warn("the log of calls misses one", "effect", c.name, "key", c.key, "error", err)

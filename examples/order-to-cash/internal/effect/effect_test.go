@@ -85,9 +85,7 @@ func TestARefusalIsStoredAndLeavesNothingElse(t *testing.T) {
 func TestWithoutADatabaseCallersAreAskedToComeBack(t *testing.T) {
 	t.Parallel()
 	r := start(t)
-	if got := r.send("GET", "/healthz", "", ""); got.Status != http.StatusOK {
-		t.Errorf("healthz says %v", got)
-	}
+	r.eventually("/healthz", func(got reply) bool { return got.Status == http.StatusOK })
 	r.pool.Close()
 	if got := r.send("POST", "/act/1", "k", `{}`); got.Status != http.StatusServiceUnavailable {
 		t.Errorf("%v was answered", got)

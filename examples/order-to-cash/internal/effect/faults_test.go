@@ -2,9 +2,10 @@ package effect_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,10 +41,23 @@ func TestARequestThatHangsHasNoEffect(t *testing.T) {
 	t.Parallel()
 	r := start(t)
 	r.fault(effect.Faults{Hang: 1, Requests: 1})
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if got, err := send(ctx, "POST", r.url+"/act/1", "k", `{}`); err == nil {
-		t.Fatalf("%v was answered", got)
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	ended := make(chan error, 1)
+	go func() {
+		got, err := send(ctx, "POST", r.url+"/act/1", "k", `{}`)
+		if err == nil {
+			err = fmt.Errorf("%v was answered", got)
+		}
+		ended <- err
+	}()
+	r.eventually("/admin/faults", func(got reply) bool { return got.Body == "{}\n" }) // the request has drawn the only one
+	giveUp()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if n := r.net("1"); n != 0 {
+		t.Errorf("it happened %d times", n)
 	}
 	if got := r.send("POST", "/act/1", "k", `{}`); got.Status != http.StatusCreated {
 		t.Errorf("the next attempt was answered with %v", got)

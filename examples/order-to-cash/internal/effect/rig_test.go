@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,6 +19,9 @@ import (
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/pkg/participant"
 )
+
+// patience bounds every wait, and the work for each request: nobody waits that long where all is well.
+const patience = 10 * time.Minute
 
 func TestMain(m *testing.M) { os.Exit(throwaway.Main(m)) }
 
@@ -33,12 +37,13 @@ type rig struct {
 
 func start(t *testing.T) *rig {
 	t.Helper()
-	pool, err := effect.Connect(t.Context(), throwaway.EmptyDatabase(t), "rig", 4)
+	pool, err := effect.Connect(t.Context(), throwaway.EmptyDatabase(t), "rig", 4, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
 	r := &rig{Service: effect.New(pool, "rig", nil, slog.New(slog.DiscardHandler)), t: t, pool: pool}
+	r.SetTimeout(patience)
 	err = r.Setup(t.Context(), `CREATE TABLE IF NOT EXISTS rig.counts (id bigint GENERATED ALWAYS AS IDENTITY, order_id text, n int)`)
 	if err != nil {
 		t.Fatal(err)
@@ -112,6 +117,24 @@ func (r *rig) send(method, path, key, body string) reply {
 		r.t.Fatal(err)
 	}
 	return got
+}
+
+// eventually waits until a page shows something: until is told the answer.
+func (r *rig) eventually(path string, until func(reply) bool) {
+	r.t.Helper()
+	deadline, tick := time.After(patience), time.NewTicker(5*time.Millisecond)
+	defer tick.Stop()
+	for {
+		got := r.send("GET", path, "", "")
+		if until(got) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			r.t.Fatalf("%s still shows %v", path, got)
+		}
+	}
 }
 
 func (r *rig) net(order string) (n int) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,8 +20,9 @@ import (
 )
 
 const (
-	// timeout bounds the work for one request. It is longer than the database's own timeouts, which give better messages, and shorter than the attemptTimeout of the saga.
-	timeout = 10 * time.Second
+	// DefaultTimeout bounds the work for one request, unless SetTimeout says otherwise. It is shorter than the attemptTimeout of the saga.
+	DefaultTimeout = 10 * time.Second
+
 	maxBody = 64 << 10
 )
 
@@ -33,21 +35,24 @@ type Service struct {
 	pool   *pgxpool.Pool
 	log    *slog.Logger
 	mux    *http.ServeMux
-	faults faults
-	gate   func(order string) time.Duration
-	sql    statements
+	// timeout bounds the work for one request.
+	timeout time.Duration
+	faults  faults
+	gate    func(order string) time.Duration
+	sql     statements
 }
 
-// Connect opens a pool on which the tables of a service are found first.
-func Connect(ctx context.Context, url, schema string, connections int32) (*pgxpool.Pool, error) {
+// Connect opens a pool on which the tables of a service are found first. timeout is that of the service: what the database itself gives up is given up a little sooner, for a better message.
+func Connect(ctx context.Context, url, schema string, connections int32, timeout time.Duration) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("the database URL of %s: %w", schema, err)
 	}
 	config.MaxConns = connections
 	config.ConnConfig.RuntimeParams["search_path"] = schema + ", public"
+	tenths := func(n int64) string { return strconv.FormatInt(timeout.Milliseconds()*n/10, 10) }
 	for name, value := range map[string]string{
-		"application_name": "order-to-cash " + schema, "statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "8s",
+		"application_name": "order-to-cash " + schema, "statement_timeout": tenths(8), "lock_timeout": tenths(5), "idle_in_transaction_session_timeout": tenths(8),
 	} {
 		if _, set := config.ConnConfig.RuntimeParams[name]; !set {
 			config.ConnConfig.RuntimeParams[name] = value
@@ -66,8 +71,8 @@ func New(pool *pgxpool.Pool, schema string, client *http.Client, log *slog.Logge
 	const poll = 50 * time.Millisecond // it is a demonstration, and has a table of a few hundred rows
 	log = log.With("service", schema)
 	s := &Service{
-		Participant: participant.New(pool, participant.Options{MaxBody: maxBody, Timeout: timeout, Client: client, Poll: poll, Logger: log}),
-		schema:      schema, pool: pool, log: log, mux: http.NewServeMux(), sql: statementsFor(schema),
+		Participant: participant.New(pool, participant.Options{MaxBody: maxBody, Timeout: DefaultTimeout, Client: client, Poll: poll, Logger: log}),
+		schema:      schema, pool: pool, log: log, mux: http.NewServeMux(), timeout: DefaultTimeout, sql: statementsFor(schema),
 	}
 	s.Page("GET /healthz", s.healthz)
 	s.Page("GET /admin/faults", func(w http.ResponseWriter, _ *http.Request) { Write(w, http.StatusOK, s.faults.get()) })
@@ -89,6 +94,9 @@ func (s *Service) Log() *slog.Logger { return s.log }
 // should try again after it. To be set before the first request.
 func (s *Service) Gate(gate func(order string) time.Duration) { s.gate = gate }
 
+// SetTimeout has the work for one request take so long at most. To be called before the first request.
+func (s *Service) SetTimeout(d time.Duration) { s.timeout, s.Participant.Timeout = d, d }
+
 // SetFaults replaces the faults that the service commits.
 func (s *Service) SetFaults(f Faults) error { return s.faults.set(f) }
 
@@ -96,11 +104,12 @@ func (s *Service) SetFaults(f Faults) error { return s.faults.set(f) }
 // statements that may run again. Several processes may call it at once.
 func (s *Service) Setup(ctx context.Context, ddl string) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		// CREATE … IF NOT EXISTS fails when two of them meet.
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('order-to-cash', 0))`); err != nil {
-			return err
-		}
-		for _, sql := range []string{"CREATE SCHEMA IF NOT EXISTS " + pgx.Identifier{s.schema}.Sanitize(), participant.Schema, s.sql.setup, ddl} {
+		for _, sql := range []string{
+			// A start takes as long as it takes, and waits for those of others: CREATE … IF NOT EXISTS fails when two of them meet.
+			"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
+			"SELECT pg_advisory_xact_lock(hashtextextended('order-to-cash', 0))",
+			"CREATE SCHEMA IF NOT EXISTS " + pgx.Identifier{s.schema}.Sanitize(), participant.Schema, s.sql.setup, ddl,
+		} {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err
 			}
@@ -143,7 +152,7 @@ func (s *Service) Page(pattern string, h http.HandlerFunc) { s.mux.HandleFunc(pa
 func (s *Service) Look(pattern, query string) {
 	byOrder := strings.Contains(pattern, "{order}")
 	s.Page(pattern, func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
 		defer cancel()
 		var args []any
 		if byOrder {

@@ -305,4 +305,4 @@ func (w *World) manifests(dir string) ([]string, error) {
 }
 
 // patience bounds the wait for something of the cluster's.
-const patience = time.Minute
+const patience = 10 * time.Minute
