@@ -27,14 +27,15 @@ type hostile struct {
 func newHostile(t *testing.T) *hostile {
 	t.Helper()
 	h := &hostile{}
-	var bomb bytes.Buffer
-	z := gzip.NewWriter(&bomb)
-	if _, err := io.CopyN(z, zeros{}, 256<<20); err != nil {
+	var zipped bytes.Buffer // a MiB; a file of gzip may have many of them
+	z := gzip.NewWriter(&zipped)
+	if _, err := io.CopyN(z, zeros{}, 1<<20); err != nil {
 		t.Fatal(err)
 	}
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
+	bomb := bytes.Repeat(zipped.Bytes(), 256)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /"+hangs, func(_ http.ResponseWriter, r *http.Request) {
 		h.hung.Store(r.URL.RawQuery, true)
@@ -48,7 +49,7 @@ func newHostile(t *testing.T) *hostile {
 	mux.HandleFunc("POST /floods", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.CopyN(w, zeros{}, 1<<30) })
 	mux.HandleFunc("POST /bombs", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Encoding", "gzip")
-		_, _ = w.Write(bomb.Bytes())
+		_, _ = w.Write(bomb)
 	})
 	mux.HandleFunc("POST /babbles", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "\x00\xff{not json") })
 	mux.HandleFunc("POST /redirects", func(w http.ResponseWriter, r *http.Request) {
