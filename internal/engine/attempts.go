@@ -68,7 +68,7 @@ func (e *Engine) tell(r *running) {
 		e.Notify(r.key)
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lastWrites)
+	ctx, cancel := e.toRecord()
 	defer cancel()
 	e.recordLast(ctx, r)
 }

@@ -86,6 +86,7 @@ type Engine struct {
 	mu     sync.Mutex
 	sagas  map[string]*running
 	closed bool
+	until  time.Time // when the time of the shutdown is over, if it has one
 }
 
 // New returns an engine that is ready to advance sagas.
@@ -261,18 +262,27 @@ func (e *Engine) Forget(key Key) {
 // lastWrites bounds how long outcomes are recorded that arrive when the engine is shutting down, beyond the time that attempts are given.
 const lastWrites = 5 * time.Second
 
+// toRecord bounds the recording of what has come to an end during a shutdown: what attempts have not used of their time is there for it, too.
+func (e *Engine) toRecord() (context.Context, context.CancelFunc) {
+	e.mu.Lock()
+	left := max(time.Until(e.until), 0)
+	e.mu.Unlock()
+	return context.WithTimeout(context.Background(), left+lastWrites)
+}
+
 // Shutdown starts no more attempts and lets those under way end until ctx is done, and then abandons the rest: the next start sends them again under the same keys. Each outcome is
-// recorded as it comes, however long others take, and those that are still waiting at the end within lastWrites.
+// recorded as it comes, however long others take, and those that are still waiting at the end within what is left of that time and lastWrites.
 func (e *Engine) Shutdown(ctx context.Context) error {
 	e.mu.Lock()
 	e.closed = true
+	e.until, _ = ctx.Deadline()
 	e.mu.Unlock()
 	err := e.pool.drain(ctx)
 	e.mu.Lock()
 	left := e.sagas
 	e.sagas = map[string]*running{}
 	e.mu.Unlock()
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrites)
+	last, cancel := e.toRecord()
 	defer cancel()
 	for _, r := range left {
 		e.recordLast(last, r)

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/eventstore/memory"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
@@ -107,6 +111,53 @@ func TestShutdownRecordsWhatHadEndedBeforeAlthoughItsTimeIsOver(t *testing.T) {
 	if got := history(t, store, k); !slices.Contains(got, "AttemptSucceeded") {
 		t.Errorf("stream %v", got)
 	}
+}
+
+// slowStore takes its time for appends, once it is told to.
+type slowStore struct {
+	eventstore.Store
+	slow atomic.Bool
+}
+
+func (s *slowStore) Append(ctx context.Context, a eventstore.Append) (eventstore.Appended, error) {
+	if s.slow.Load() {
+		select {
+		case <-time.After(3 * lastWrites):
+		case <-ctx.Done():
+			return eventstore.Appended{}, ctx.Err()
+		}
+	}
+	return s.Store.Append(ctx, a)
+}
+
+// TestShutdownRecordsForAsLongAsAttemptsMayTake has an outcome that takes longer to record than outcomes may that come at the very end.
+func TestShutdownRecordsForAsLongAsAttemptsMayTake(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, k := &slowStore{Store: memory.New()}, newKey(t)
+		release := make(chan struct{})
+		b := newBench(t, store, &scripted{do: func(context.Context, participant.Call) participant.Result {
+			<-release
+			return participant.Result{Kind: saga.Succeeded}
+		}}, Observation{})
+		if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // the participant is asked
+		store.slow.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), 4*lastWrites)
+		defer cancel()
+		ended := make(chan error)
+		go func() { ended <- b.engine.Shutdown(ctx) }()
+		synctest.Wait() // it has begun
+		close(release)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if got := history(t, store.Store, k); !slices.Contains(got, "AttemptSucceeded") {
+			t.Errorf("stream %v", got)
+		}
+	})
 }
 
 func TestShutdownAbandonsWhatDoesNotEndAndRecordsNothingOfIt(t *testing.T) {
