@@ -1,8 +1,10 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -172,6 +174,13 @@ func TestAStopLetsAttemptsEndAndRecordsThem(t *testing.T) {
 			return errors.New(says)
 		}
 		return nil
+	})
+	eventually(t, "nobody reconciles sagas any more", func() error {
+		log, err := os.ReadFile(op.LogFile())
+		if err == nil && !bytes.Contains(log, []byte(`"msg":"All workers finished","controller":"saga"`)) {
+			err = errors.New("they are still reconciled, which would record the outcome, too")
+		}
+		return err
 	})
 	g.release()
 	if err := <-stopped; err != nil {

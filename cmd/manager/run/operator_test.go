@@ -3,6 +3,7 @@ package run
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -85,6 +86,12 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	stop()
 	eventually(t, func() error {
 		return ready(t, health, http.StatusServiceUnavailable, "[-] running: the operator is stopping")
+	})
+	eventually(t, func() error {
+		if !strings.Contains(log.String(), `msg="All workers finished" controller=saga`) {
+			return errors.New("sagas are still reconciled, which would record the outcome, too")
+		}
+		return nil
 	})
 	service.answer()
 	select {
