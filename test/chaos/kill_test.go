@@ -170,6 +170,9 @@ func TestAStopLetsAttemptsEndAndRecordsThem(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- op.Stop() }()
 	eventually(t, "the operator says that it is stopping", func() error {
+		if !op.Running() {
+			t.Fatal("it ended, and its attempt has not")
+		}
 		if _, says := op.Readiness(t.Context()); !strings.Contains(says, "the operator is stopping") {
 			return errors.New(says)
 		}
