@@ -81,6 +81,8 @@ func (s *Server) write() error {
 		"max_message_size = " + strconv.Itoa(MaxMessageBytes),
 		// A full disk of the machine is not what is tested.
 		"disk_free_limit.absolute = 1MB",
+		// Nor is how fast it is: clients may take their time to log in.
+		"handshake_timeout = 600000",
 		"log.file = false", "log.console = true", "log.console.level = info",
 	}, "\n")
 	for name, content := range map[string]string{

@@ -4,9 +4,12 @@
 package rabbittest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,12 +38,16 @@ const (
 )
 
 const (
-	startTimeout = 60 * time.Second
-	killAfter    = 10 * time.Second
-	pause        = 20 * time.Millisecond
-	logTail      = 4000 // bytes of the server's log in an error
-	tries        = 3
+	// startTimeout and connectTimeout are for machines that have other things to do, too.
+	startTimeout   = 5 * time.Minute
+	connectTimeout = 2 * time.Minute
+	pause          = 20 * time.Millisecond
+	logTail        = 4000 // bytes of the server's log in an error
+	tries          = 3
 )
+
+// announce has a server write a file once it is running. It takes connections before, but no commands: of those this is the condition.
+const announce = `Say = fun(Say) -> case catch rabbit:is_running() of true -> ok = file:write_file(%q, <<>>); _ -> timer:sleep(20), Say(Say) end end, spawn(fun() -> Say(Say) end).`
 
 // errMissing says that there is nothing to run.
 var errMissing = errors.New("rabbitmq-server is not installed (Debian: apt install --no-install-recommends rabbitmq-server)")
@@ -120,7 +127,7 @@ func (s *Server) create(ctx context.Context) (err error) {
 }
 
 func (s *Server) home() string { return filepath.Join(s.guard.Dir(), "server") }
-func (s *Server) node() string { return "saga" + strconv.Itoa(s.ports.amqp.Number) + "@localhost" }
+func (s *Server) name() string { return "saga" + strconv.Itoa(s.ports.amqp.Number) }
 
 // Address is host:port of the server.
 func (s *Server) Address() string { return s.ports.amqp.Address() }
@@ -143,7 +150,7 @@ func (s *Server) command(ctx context.Context, path string, args ...string) *exec
 		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT=" + strconv.Itoa(s.ports.epmd.Number),
 		// No epmd but ours, which ends with us; and the node is not to be reached from elsewhere.
 		"ERL_AFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
-		"RABBITMQ_NODENAME=" + s.node(), "RABBITMQ_DIST_PORT=" + strconv.Itoa(s.ports.node.Number),
+		"RABBITMQ_NODENAME=" + s.name() + "@localhost", "RABBITMQ_DIST_PORT=" + strconv.Itoa(s.ports.node.Number),
 		"RABBITMQ_CONF_ENV_FILE=/dev/null", "RABBITMQ_CONFIG_FILE=" + in("rabbitmq.conf"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + in("enabled_plugins"), "RABBITMQ_PID_FILE=" + in("pid"),
 		"RABBITMQ_MNESIA_BASE=" + in("data"), "RABBITMQ_LOG_BASE=" + in("log"),
@@ -152,34 +159,80 @@ func (s *Server) command(ctx context.Context, path string, args ...string) *exec
 	return cmd
 }
 
-// Start starts the server again after Stop, with the same data on the same ports.
-func (s *Server) Start(ctx context.Context) (err error) {
+// Start starts the server again after Stop, with the same data on the same ports. It returns when the server takes connections and commands.
+func (s *Server) Start(ctx context.Context) error {
 	if s.server.running() {
 		return nil
 	}
-	if s.server, err = s.launch("rabbitmq", s.command(context.WithoutCancel(ctx), filepath.Join(s.bin, "rabbitmq-server"))); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for {
+	// A server ends at once where epmd does not answer, or has not noticed yet that the server before has ended.
+	err := s.await(ctx, s.epmd, "epmd", func() error { return s.nameIsFree(ctx) })
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.ready()); err != nil {
+		return fmt.Errorf("preparing the start of a server: %w", err)
+	}
+	cmd := s.command(context.WithoutCancel(ctx), filepath.Join(s.bin, "rabbitmq-server"), "-eval", fmt.Sprintf(announce, s.ready()))
+	if s.server, err = s.launch("rabbitmq", cmd); err != nil {
+		return err
+	}
+	return s.await(ctx, s.server, "rabbitmq-server", func() error {
+		if _, err := os.Stat(s.ready()); err != nil {
+			return err
+		}
 		conn, err := s.Connect()
 		if err == nil {
-			return conn.Close()
+			err = conn.Close()
+		}
+		return err
+	})
+}
+
+// ready is the file that the server writes when it takes commands.
+func (s *Server) ready() string { return filepath.Join(s.home(), "ready") }
+
+// await asks again and again whether a process is ready, for as long as it runs.
+func (s *Server) await(ctx context.Context, p *process, name string, ask func() error) error {
+	for {
+		err := ask()
+		if err == nil {
+			return nil
 		}
 		select {
-		case <-s.server.exited:
-			return fmt.Errorf("rabbitmq-server on %s ended at once:\n%s", s.Address(), guard.Tail(s.LogFile(), logTail))
+		case <-p.exited:
+			return fmt.Errorf("%s for %s ended at once:\n%s", name, s.Address(), guard.Tail(s.LogFile(), logTail))
 		case <-ctx.Done():
-			return fmt.Errorf("rabbitmq-server on %s does not get ready: %w:\n%s", s.Address(), err, guard.Tail(s.LogFile(), logTail))
+			return fmt.Errorf("%s for %s does not get ready: %w:\n%s", name, s.Address(), err, guard.Tail(s.LogFile(), logTail))
 		case <-time.After(pause):
 		}
 	}
 }
 
+// nameIsFree asks epmd, by its protocol, which nodes it knows; the server must not be among them.
+func (s *Server) nameIsFree(ctx context.Context) error {
+	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", s.ports.epmd.Address())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte{0, 1, 'n'}); err != nil { // two bytes of length, and NAMES_REQ
+		return err
+	}
+	names, err := io.ReadAll(conn)
+	if err == nil && bytes.Contains(names, []byte("name "+s.name()+" ")) {
+		err = fmt.Errorf("epmd still knows %s", s.name())
+	}
+	return err
+}
+
 // Connect makes a connection as Username.
 func (s *Server) Connect() (*amqp.Connection, error) {
-	return amqp.DialConfig(s.URL(), amqp.Config{SASL: []amqp.Authentication{&amqp.PlainAuth{Username: Username, Password: Password}}, Vhost: "/"})
+	return amqp.DialConfig(s.URL(), amqp.Config{
+		SASL: []amqp.Authentication{&amqp.PlainAuth{Username: Username, Password: Password}}, Vhost: "/",
+		Dial: amqp.DefaultDial(connectTimeout), Heartbeat: connectTimeout,
+	})
 }
 
 // Stop shuts the server down; the data is kept for the next Start. If the context ends first, the server is killed.

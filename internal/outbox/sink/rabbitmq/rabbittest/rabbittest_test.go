@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/vextrus/saga-operator/internal/outbox/sink/rabbitmq/rabbittest"
@@ -68,7 +69,7 @@ func TestAServerEndsWithTheProcessThatStartedItHoweverThatEnds(t *testing.T) {
 
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
+	for deadline := time.Now().Add(5 * time.Minute); !holds(); time.Sleep(50 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}
@@ -103,13 +104,16 @@ func TestAStoppedServerComesBackWithItsDataOnTheSamePort(t *testing.T) {
 func TestAServerTakesCommands(t *testing.T) {
 	t.Parallel()
 	s := rabbittest.Shared(t)
-	if err := s.Control(t.Context(), "add_user", "somebody", "something"); err != nil {
+	somebody := uuid.NewString()
+	if err := s.Control(t.Context(), "add_user", somebody, "something"); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Control(t.Context(), "set_permissions", "somebody", ".*", ".*", ".*"); err != nil {
+	if err := s.Control(t.Context(), "set_permissions", somebody, ".*", ".*", ".*"); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := amqp.DialConfig(s.URL(), amqp.Config{SASL: []amqp.Authentication{&amqp.PlainAuth{Username: "somebody", Password: "something"}}, Vhost: "/"})
+	conn, err := amqp.DialConfig(s.URL(), amqp.Config{
+		SASL: []amqp.Authentication{&amqp.PlainAuth{Username: somebody, Password: "something"}}, Vhost: "/", Dial: amqp.DefaultDial(5 * time.Minute),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-const testTimeout = 3 * time.Minute // of starting a server on a busy machine
+const testTimeout = 15 * time.Minute // of starting a server on a busy machine, where need be again on other ports
 
 // shared is the server of a test binary.
 var shared struct {
