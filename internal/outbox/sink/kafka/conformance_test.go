@@ -89,7 +89,7 @@ func harness(good kafka.Config) *sinktest.Harness {
 // received is everything that the topic has at the moment.
 func received(t *testing.T, c kafka.Config) []sinktest.Got {
 	t.Helper()
-	options := []kgo.Opt{kgo.SeedBrokers(c.Brokers...)}
+	options := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.DialTimeout(patience), kgo.RequestTimeoutOverhead(patience)}
 	if c.Mechanism != "" {
 		options = append(options, kgo.SASL(scram.Auth{User: c.Credentials.Username, Pass: string(c.Credentials.Password)}.AsSha256Mechanism()))
 	}
@@ -98,7 +98,7 @@ func received(t *testing.T, c kafka.Config) []sinktest.Got {
 		t.Fatal(err)
 	}
 	defer asking.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	from := map[int32]kgo.Offset{}
 	var records int64

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,17 +18,21 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"go.uber.org/goleak"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/kafka"
+	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(sinktest.Main(m.Run)) }
 
-const topic = "orders"
+const (
+	topic = "orders"
+	// patience bounds what a test waits for; nothing takes that long.
+	patience = 5 * time.Minute
+)
 
 func TestARecordHasTheMessagesKeyAndItsAttributesAsHeaders(t *testing.T) {
 	t.Parallel()
@@ -208,7 +213,6 @@ func TestARefusalOfThePartitionIsNotTheMessagesFault(t *testing.T) {
 	t.Parallel()
 	c := cluster(t)
 	config := config(c)
-	config.Timeout = 3 * time.Second
 	p := publisher(t, config)
 	fault := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
 	wantError(t, p.Publish(t.Context(), []outbox.Message{message("a", "1")})[0], outbox.Unavailable, outbox.ReasonUnauthorized)
@@ -280,7 +284,6 @@ func TestAnEncryptedConnectionIsMadeOverTheConnectionsDialer(t *testing.T) {
 	certificate, pool := selfSigned(t)
 	c := cluster(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{certificate}}))
 	config := config(c)
-	config.Timeout = 3 * time.Second
 	config.TLS = &tls.Config{RootCAs: pool}
 	mustPublish(t, publisher(t, config), message("a", "1"))
 
@@ -356,7 +359,7 @@ func cluster(t *testing.T, options ...kfake.Opt) *kfake.Cluster {
 }
 
 func connection() sink.Connection {
-	return sink.Connection{Dial: new(net.Dialer).DialContext, Timeout: 10 * time.Second, Mode: outbox.Binary}
+	return sink.Connection{Dial: new(net.Dialer).DialContext, Timeout: patience, Mode: outbox.Binary}
 }
 
 func config(c *kfake.Cluster) kafka.Config {
@@ -418,12 +421,12 @@ func wantError(t *testing.T, err error, kind outbox.Kind, reason string) {
 // read returns the first n records of the topic.
 func read(t *testing.T, c *kfake.Cluster, n int) []*kgo.Record {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.ConsumeTopics(topic))
+	client, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.ConsumeTopics(topic), kgo.DialTimeout(patience), kgo.RequestTimeoutOverhead(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var all []*kgo.Record
 	for len(all) < n {

@@ -34,7 +34,7 @@ func (p *Publisher) Listen(ctx context.Context, address, group string, handle fu
 	if err := s.readable(ctx, address); err != nil {
 		return err
 	}
-	r := &reader{session: s, address: address, handle: handle, pause: firstPause}
+	r := &reader{session: s, address: address, handle: handle, wait: p.config.Wait(), pause: firstPause}
 	for {
 		if err := r.round(ctx); err != nil {
 			return err
@@ -47,6 +47,7 @@ type reader struct {
 	session *session
 	address string
 	handle  func(context.Context, outbox.Incoming) error
+	wait    time.Duration // for an answer to a commit
 	pause   time.Duration
 }
 
@@ -85,12 +86,12 @@ func (r *reader) round(ctx context.Context) error {
 	return r.rest(ctx, len(done) > 0)
 }
 
-// commit remembers what was handled, even when there is no time for more.
+// commit remembers what was handled, even when there is no time for more: otherwise it comes again.
 func (r *reader) commit(ctx context.Context, done []*kgo.Record) error {
 	if len(done) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.wait)
 	defer cancel()
 	if err := r.session.client.CommitRecords(ctx, done...); err != nil {
 		return unavailable(r.session.explain("committing what was read from topic "+r.address, err))

@@ -81,7 +81,7 @@ func realConfig(t *testing.T) (c kafka.Config, create func(t *testing.T, topic s
 			t.Fatalf("creating topic %s: %v", topic, err)
 		}
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			ask := kmsg.NewPtrDeleteTopicsRequest()
 			of := kmsg.NewDeleteTopicsRequestTopic()
@@ -96,7 +96,7 @@ func realConfig(t *testing.T) (c kafka.Config, create func(t *testing.T, topic s
 
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(50 * time.Millisecond) { //nolint:forbidigo // the pause between two looks
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}

@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -34,7 +33,7 @@ func restricted(t *testing.T, allowed *server.Permissions) (*broker, nats.Config
 	})
 	c := b.config()
 	c.Credentials = sink.Credentials{Username: "guest", Password: sinktest.Secret}
-	c.Timeout = time.Minute // what is found out must not be found out by it
+	c.Timeout = 2 * patience // what is found out must not be found out by it
 	return b, c
 }
 
@@ -117,7 +116,7 @@ func TestAnEncryptedConnectionIsVerified(t *testing.T) {
 	defer certified.Close()
 	b := newBroker(t)
 	b.stop(t)
-	b.options.TLS, b.options.TLSTimeout = true, 5
+	b.options.TLS = true
 	b.options.TLSConfig = &tls.Config{Certificates: certified.TLS.Certificates, MinVersion: tls.VersionTLS12}
 	b.start(t)
 	c := b.config()

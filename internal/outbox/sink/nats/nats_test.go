@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,19 +16,21 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/nats"
 	"github.com/vextrus/saga-operator/internal/outbox/sink/sinktest"
+	"github.com/vextrus/saga-operator/internal/ports"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(sinktest.Main(m.Run)) }
 
 const (
 	user       = "relay"
 	maxPayload = 100_000
+	// patience bounds what a test waits for; nothing takes that long.
+	patience = 5 * time.Minute
 )
 
 // broker is a NATS server with a stream for events.> and answers.>.
@@ -38,17 +41,26 @@ type broker struct {
 
 func newBroker(t *testing.T, more ...func(*server.Options)) *broker {
 	t.Helper()
+	_, text, err := net.SplitHostPort(ports.ForTest(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
 	b := &broker{options: &server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, MaxPayload: maxPayload, Username: user, Password: sinktest.Secret,
+		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, MaxPayload: maxPayload, Username: user, Password: sinktest.Secret,
+		// Clients may take their time.
+		AuthTimeout: patience.Seconds(), TLSTimeout: patience.Seconds(), WriteDeadline: patience,
 	}}
 	for _, change := range more {
 		change(b.options)
 	}
 	b.start(t)
 	t.Cleanup(func() { b.stop(t) })
-	js := b.client(t)
-	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>", "answers.>"}, Duplicates: time.Minute})
-	if err != nil {
+	stream := jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>", "answers.>"}, Duplicates: time.Hour}
+	if _, err := b.client(t).CreateStream(t.Context(), stream); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -61,15 +73,10 @@ func (b *broker) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Start()
-	if !s.ReadyForConnections(20 * time.Second) {
+	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server does not start")
 	}
 	b.server = s
-	address, ok := s.Addr().(*net.TCPAddr)
-	if !ok {
-		t.Fatal("it has no address")
-	}
-	b.options.Port = address.Port
 }
 
 func (b *broker) stop(*testing.T) {
@@ -82,12 +89,12 @@ func (b *broker) address() string { return "127.0.0.1:" + strconv.Itoa(b.options
 // client is one of the test's own.
 func (b *broker) client(t *testing.T) jetstream.JetStream {
 	t.Helper()
-	conn, err := natsgo.Connect("nats://"+b.address(), natsgo.UserInfo(user, sinktest.Secret))
+	conn, err := natsgo.Connect("nats://"+b.address(), natsgo.UserInfo(user, sinktest.Secret), natsgo.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
+	js, err := jetstream.New(conn, jetstream.WithDefaultTimeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,13 +103,13 @@ func (b *broker) client(t *testing.T) jetstream.JetStream {
 
 func (b *broker) config() nats.Config {
 	return nats.Config{
-		Connection: sink.Connection{Dial: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, Credentials: sink.Credentials{Username: user, Password: sinktest.Secret}},
+		Connection: sink.Connection{Dial: (&net.Dialer{}).DialContext, Timeout: patience, Credentials: sink.Credentials{Username: user, Password: sinktest.Secret}},
 		Servers:    []string{"nats://" + b.address()}, Subject: "events.{namespace}",
 	}
 }
 
 func connection() sink.Connection {
-	return sink.Connection{Dial: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}
+	return sink.Connection{Dial: (&net.Dialer{}).DialContext, Timeout: patience}
 }
 
 func publisher(t *testing.T, c nats.Config) *nats.Publisher {
@@ -215,6 +222,50 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 	}
 }
 
+// TestACallThatIsGivenUpEndsBeforeTheConnectionIsTakenForDead has a server that says nothing any more, which the client finds out by itself, in a minute.
+func TestACallThatIsGivenUpEndsBeforeTheConnectionIsTakenForDead(t *testing.T) {
+	t.Parallel()
+	c := newBroker(t).config()
+	var deaf atomic.Bool
+	heard := make(chan struct{}, 1)
+	c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		return &deafConn{conn, &deaf, heard}, err
+	}
+	p := publisher(t, c)
+	if err := p.Publish(t.Context(), []outbox.Message{message("order-1")})[0]; err != nil {
+		t.Fatal(err)
+	}
+	deaf.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		<-heard // the acknowledgement
+		cancel()
+	}()
+	wantError(t, p.Publish(ctx, []outbox.Message{message("order-2")})[0], outbox.Failed, outbox.ReasonTimeout)
+}
+
+// deafConn drops what it hears once it is deaf, and says that there was something.
+type deafConn struct {
+	net.Conn
+	deaf  *atomic.Bool
+	heard chan struct{}
+}
+
+func (c *deafConn) Read(b []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(b)
+		if err != nil || !c.deaf.Load() {
+			return n, err
+		}
+		select {
+		case c.heard <- struct{}{}:
+		default:
+		}
+	}
+}
+
 func TestAListenerGetsWhatArrivesUntilItIsHandledAndAGroupGetsItOnce(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t)
@@ -248,7 +299,7 @@ func TestAListenerGetsWhatArrivesUntilItIsHandledAndAGroupGetsItOnce(t *testing.
 		select {
 		case one := <-handled:
 			got = append(got, one)
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("only %v were handled", got)
 		}
 	}
@@ -276,7 +327,7 @@ func TestListenEndsWhenTheConnectionDoesOrNothingIsThere(t *testing.T) {
 	// Until it listens; the server tells nobody.
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
-	for deadline := time.After(20 * time.Second); b.server.NumSubscriptions() == 0; {
+	for deadline := time.After(patience); b.server.NumSubscriptions() == 0; {
 		select {
 		case <-ticker.C:
 		case <-deadline:
@@ -289,7 +340,7 @@ func TestListenEndsWhenTheConnectionDoesOrNothingIsThere(t *testing.T) {
 		if err == nil {
 			t.Error("it ended without an error")
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Error("it goes on")
 	}
 }

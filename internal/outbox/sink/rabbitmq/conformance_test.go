@@ -87,7 +87,7 @@ type front struct {
 	behind, address string
 
 	mu       sync.Mutex
-	listener net.Listener
+	listener net.Listener // nil while the way is cut
 	conns    []net.Conn
 }
 
@@ -112,13 +112,19 @@ func (f *front) start(t *testing.T) {
 func (f *front) keep(conn net.Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.listener == nil { // it was cut while the connection was being made
+		conn.Close()
+	}
 	f.conns = append(f.conns, conn)
 }
 
 func (f *front) stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.listener.Close()
+	if f.listener != nil {
+		f.listener.Close()
+		f.listener = nil
+	}
 	for _, conn := range f.conns {
 		conn.Close()
 	}

@@ -25,9 +25,11 @@ func (p *Publisher) Listen(ctx context.Context, address, group string, handle fu
 	if err != nil {
 		return err
 	}
-	defer s.close() // the broker puts what is not acknowledged back into the queue
+	wait := p.config.Wait()
+	// The broker puts what is not acknowledged back into the queue. Its answer says that it has seen what was.
+	defer func() { s.end(wait) }()
 	// What is handled is still acknowledged when ctx is done, but not for ever.
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, s.sever) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(wait, s.sever) })()
 	pause := firstPause
 	for {
 		if ctx.Err() != nil { // first of all: there may be both an end and a delivery

@@ -97,7 +97,7 @@ func TestListenEndsWhenTheConnectionDoes(t *testing.T) {
 	select {
 	case err := <-ended:
 		wantError(t, err, outbox.Unavailable, outbox.ReasonConnectionFailed)
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it goes on listening to nobody")
 	}
 }

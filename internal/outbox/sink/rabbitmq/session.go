@@ -125,8 +125,11 @@ func (s *session) declared(ctx context.Context, exchange string) error {
 func (s *session) open() bool { return !s.conn.IsClosed() && !s.channel.IsClosed() }
 
 // close ends the connection.
-func (s *session) close() {
-	_ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) // it is over either way
+func (s *session) close() { s.end(closeTimeout) }
+
+// end ends the connection, and waits no longer than that for the broker to say goodbye.
+func (s *session) end(within time.Duration) {
+	_ = s.conn.CloseDeadline(time.Now().Add(within)) // it is over either way
 	s.sever()
 	s.watches.Wait()
 }

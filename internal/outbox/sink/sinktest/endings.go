@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -41,31 +40,27 @@ func (f *fixture) overConnecting() {
 	f.connected()
 	ctx, cancel := context.WithCancel(f.Context())
 	defer cancel()
-	p := f.publisher(With{Timeout: 2 * patience, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	p := f.publisher(With{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		cancel()
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}})
-	f.soon("Publish", func() {
-		for _, err := range f.publish(ctx, p, message("order-1", "1")) {
-			f.mayRepeat(err)
-		}
-	})
-	f.soon("Check", func() {
-		if f.check(ctx, p) == nil {
-			f.Error("a destination that was not reached passed the check")
-		}
-	})
+	for _, err := range f.publish(ctx, p, message("order-1", "1")) {
+		f.mayRepeat(err)
+	}
+	if f.check(ctx, p) == nil {
+		f.Error("a destination that was not reached passed the check")
+	}
 }
 
 func (f *fixture) overGreeting() {
 	f.connected()
 	l := f.listen()
 	f.Cleanup(func() { _ = l.Close() })
-	for name, byClose := range map[string]bool{"the context ends": false, "Close": true} {
+	for _, byClose := range []bool{false, true} {
 		ctx, cancel := context.WithCancel(f.Context())
 		reached := make(chan struct{}, 1)
-		p := f.publisher(With{Address: l.Addr().String(), Timeout: 2 * patience, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		p := f.publisher(With{Address: l.Addr().String(), Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			defer func() {
 				select {
 				case reached <- struct{}{}:
@@ -82,29 +77,17 @@ func (f *fixture) overGreeting() {
 				cancel()
 			}
 		}()
-		f.soon("Publish until "+name, func() {
-			for _, err := range f.publish(ctx, p, message("order-1", "1")) {
-				f.mayRepeat(err)
-			}
-		})
+		for _, err := range f.publish(ctx, p, message("order-1", "1")) { // until the context ends, or Close
+			f.mayRepeat(err)
+		}
 		cancel()
-	}
-}
-
-// soon fails when do does not return at once.
-func (f *fixture) soon(what string, do func()) {
-	f.Helper()
-	start := time.Now()
-	do()
-	if took := time.Since(start); took > prompt {
-		f.Errorf("%s took %s", what, took)
 	}
 }
 
 // deaf makes a publisher that was connected, and hears nothing any more. sent gets a value when it next writes.
 func (f *fixture) deaf() (p outbox.Publisher, sent <-chan struct{}) {
 	w := &wires{wrote: make(chan struct{}, 1)}
-	p = f.publisher(With{Timeout: 2 * patience, Dial: w.dial})
+	p = f.publisher(With{Dial: w.dial})
 	f.mustPublish(p, message("order-1", "1"))
 	w.deaf.Store(true)
 	select {
@@ -120,22 +103,18 @@ func (f *fixture) overWaiting() {
 	ctx, cancel := context.WithCancel(f.Context())
 	defer cancel()
 	go func() { <-sent; cancel() }()
-	f.soon("Publish", func() {
-		for _, err := range f.publish(ctx, p, message("order-1", "2"), message("order-2", "2")) {
-			f.mayRepeat(err)
-		}
-	})
+	for _, err := range f.publish(ctx, p, message("order-1", "2"), message("order-2", "2")) {
+		f.mayRepeat(err)
+	}
 }
 
 func (f *fixture) closedWaiting() {
 	f.connected()
 	p, sent := f.deaf()
 	go func() { <-sent; _ = p.Close() }()
-	f.soon("Publish", func() {
-		for _, err := range f.publish(f.Context(), p, message("order-1", "2")) {
-			f.mayRepeat(err)
-		}
-	})
+	for _, err := range f.publish(f.Context(), p, message("order-1", "2")) {
+		f.mayRepeat(err)
+	}
 }
 
 func (f *fixture) closed() {
@@ -148,11 +127,9 @@ func (f *fixture) closed() {
 			}
 		})
 	}
-	f.soon("Publish", func() {
-		for _, err := range f.publish(f.Context(), p, message("order-1", "2")) {
-			f.mayRepeat(err)
-		}
-	})
+	for _, err := range f.publish(f.Context(), p, message("order-1", "2")) {
+		f.mayRepeat(err)
+	}
 	f.unavailable("Check", f.check(f.Context(), p))
 	f.received(1)
 }
@@ -171,7 +148,7 @@ func (f *fixture) leaks() {
 	pprof.SetGoroutineLabels(ctx)
 	defer pprof.SetGoroutineLabels(f.Context())
 
-	used, lost := f.publisher(With{}), f.publisher(With{Address: nobody, Timeout: timeout})
+	used, lost := f.publisher(With{}), f.publisher(With{Address: nobody})
 	if err := f.check(ctx, used); err != nil {
 		f.Error(err)
 	}

@@ -20,12 +20,14 @@ import (
 )
 
 const (
-	// patience is how long anything may take that is to happen at all; prompt is what counts as at once, on a machine that has other things to do.
-	patience = 30 * time.Second
-	prompt   = 10 * time.Second
-	// timeout is the connection's where a test has to see it pass; pause is that between two looks at a state.
-	timeout = 2 * time.Second
-	pause   = 10 * time.Millisecond
+	// patience is how long anything may take that is to happen at all, on a machine that has other things to do.
+	patience = 5 * time.Minute
+	// timeout is a connection's where a test has to see it pass. All other connections have never: what they wait for comes, or the test fails before.
+	timeout = 500 * time.Millisecond
+	never   = 2 * patience
+	// first is how long a call may take that is to be given up; the next one may take longer. pause is that between two looks at a state.
+	first = time.Second
+	pause = 10 * time.Millisecond
 	// nobody is an address at which nobody listens. A port that was free a moment ago would be somebody else's by now.
 	nobody = "127.0.0.1:1"
 )
@@ -51,6 +53,9 @@ func (f *fixture) publisher(w With) outbox.Publisher {
 	f.Helper()
 	if w.Mode == "" {
 		w.Mode = outbox.Binary
+	}
+	if w.Timeout == 0 {
+		w.Timeout = never
 	}
 	dial := w.Dial
 	if dial == nil {
