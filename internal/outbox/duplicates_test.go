@@ -112,7 +112,7 @@ func TestEveryMessageHasItsEffectOnceAndInOrderAlthoughAFifthComesTwice(t *testi
 	if _, err := r.pool.Exec(r.ctx, inbox.Schema+`CREATE TABLE effects (nth bigint GENERATED ALWAYS AS IDENTITY (CACHE 1), message_id uuid, saga text, sequence bigint)`); err != nil {
 		t.Fatal(err)
 	}
-	pool, err := openPool(r.ctx, r.url)
+	pool, err := openPool(r.ctx, r.url, "outbox-test")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,3 +13,9 @@ func (o Options) PageBytes(n int) Options {
 	o.tests.bytes = n
 	return o
 }
+
+// Unhurried gives a relay so long for its end.
+func (o Options) Unhurried(d time.Duration) Options {
+	o.tests.last = d
+	return o
+}

@@ -37,12 +37,12 @@ const (
 // child relays to its standard output: each line is a message that its reader has for good.
 func child(url string) int {
 	ctx := context.Background()
-	pool, err := openPool(ctx, url)
+	pool, err := openPool(ctx, url, childURL)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	relay, err := outbox.NewRelay(outbox.Options{Pool: pool, Page: childPage, Lease: time.Second, Shards: childShards})
+	relay, err := outbox.NewRelay(outbox.Options{Pool: pool, Page: childPage, Lease: forGood, Shards: childShards})
 	if err == nil {
 		s := to(&lines{})
 		s.Retry.MaxAttempts = 1_000_000 // a dead letter, however rare, would be missing in the end
@@ -85,13 +85,7 @@ func TestARelayThatIsKilledLosesNothingAndRepeatsNoMoreThanItHadInHand(t *testin
 	r := newRig(t)
 	const keys, each, kills = 40, 60, 12
 	r.flood(1, 1) // the readers begin behind this
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: childShards})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := relay.Set(r.ctx, to(&lines{})); err != nil {
-		t.Fatal(err)
-	}
+	r.set(r.newRelay(outbox.Options{Shards: childShards}), to(&lines{}))
 	feeding := make(chan struct{})
 	go func() {
 		defer close(feeding)
@@ -102,69 +96,45 @@ func TestARelayThatIsKilledLosesNothingAndRepeatsNoMoreThanItHadInHand(t *testin
 		}
 	}()
 	var taken []outbox.Message
-	all := map[string]bool{}
-	run := func(after int) (came int) {
-		some := runChild(r, after)
+	came, last := map[string]bool{}, map[string]int64{} // which messages, and the last one of each key
+	all := func() bool {
+		for k := range keys {
+			if last["k"+strconv.Itoa(k)] != each {
+				return false
+			}
+		}
+		return true
+	}
+	for n := 0; !all(); n++ {
+		after := 200 + rand.IntN(60)
+		some := runChild(r, func(some []outbox.Message) bool {
+			m := some[len(some)-1]
+			last[m.Key] = m.Sequence
+			return n < kills && len(some) >= after || all()
+		})
 		again := map[string]bool{}
 		for _, m := range some {
-			if name := m.Key + " " + strconv.FormatInt(m.Sequence, 10); all[name] {
+			if name := m.Key + " " + strconv.FormatInt(m.Sequence, 10); came[name] {
 				again[name] = true
 			}
 		}
 		for _, m := range some {
-			all[m.Key+" "+strconv.FormatInt(m.Sequence, 10)] = true
+			came[m.Key+" "+strconv.FormatInt(m.Sequence, 10)] = true
 		}
 		if len(again) > childHand {
 			t.Errorf("of %d messages %d had come before, more than the %d that the process before had in hand", len(some), len(again), childHand)
 		}
 		taken = append(taken, some...)
-		return len(some)
-	}
-	for range kills {
-		run(200 + rand.IntN(60))
+		r.bury()
 	}
 	<-feeding
-	for idle := 0; len(all) < keys*each; { // the last one goes on until everything has come
-		if idle++; run(200) > 0 {
-			idle = 0
-		}
-		if idle > 3 {
-			t.Fatalf("%d messages of %d came, and no more do", len(all), keys*each)
-		}
-	}
-	if err := complete(settled(taken), r.counts, len(taken)); err != nil { // how many times was looked at above
+	if err := complete(taken, r.counts, len(taken)); err != nil { // how many times was looked at above
 		t.Error(err)
 	}
 }
 
-// settled cuts what repeats at the end, where the last process was killed in the middle of a repetition.
-func settled(taken []outbox.Message) []outbox.Message {
-	highest := map[string]int64{}
-	last := 0
-	for i, m := range taken {
-		if m.Sequence > highest[m.Key] {
-			highest[m.Key] = m.Sequence
-			last = i
-		}
-	}
-	cut := taken[:last+1]
-	behind := map[string]int64{}
-	for _, m := range cut {
-		behind[m.Key] = m.Sequence
-	}
-	for key, n := range behind { // a key that was being repeated goes on after the cut
-		for _, m := range taken[last+1:] {
-			if m.Key == key && m.Sequence == n+1 {
-				cut = append(cut, m)
-				n++
-			}
-		}
-	}
-	return cut
-}
-
-// runChild runs a process that relays, kills it after it has published so many messages or has been quiet for a while, and returns what it published.
-func runChild(r *rig, after int) (taken []outbox.Message) {
+// runChild runs a process that relays until it has published enough, kills it then, and returns what it published.
+func runChild(r *rig, enough func([]outbox.Message) bool) (taken []outbox.Message) {
 	r.t.Helper()
 	cmd := exec.CommandContext(r.ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), childURL+"="+r.url)
@@ -177,8 +147,7 @@ func runChild(r *rig, after int) (taken []outbox.Message) {
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	const quiet = 4 * time.Second // longer than the lease of the one before lasts
-	timer := time.AfterFunc(quiet, func() { _ = cmd.Process.Kill() })
+	killed := false
 	reader := bufio.NewReader(out)
 	for {
 		line, err := reader.ReadString('\n')
@@ -188,20 +157,34 @@ func runChild(r *rig, after int) (taken []outbox.Message) {
 			}
 			break
 		}
-		timer.Reset(quiet)
 		var m outbox.Message
 		key, n, _ := strings.Cut(strings.TrimSpace(line), " ")
 		m.Key = key
 		if m.Sequence, err = strconv.ParseInt(n, 10, 64); err != nil {
 			r.t.Fatal(err)
 		}
-		if taken = append(taken, m); len(taken) == after {
+		if taken = append(taken, m); enough(taken) {
+			killed = true
 			_ = cmd.Process.Kill()
 		}
 	}
-	timer.Stop()
-	_ = cmd.Wait() // it was killed
+	if err := cmd.Wait(); !killed {
+		r.t.Fatalf("the process ended by itself, after %d messages: %v", len(taken), err)
+	}
 	return taken
+}
+
+// bury has the time pass after which the leases of a process that was killed are over, when the last of its statements is.
+func (r *rig) bury() {
+	r.t.Helper()
+	r.eventually("its connections are gone", func() bool {
+		return r.int(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1`, childURL) == 0
+	})
+	for _, sql := range []string{`UPDATE outbox_readers SET lease_until = lease_until - $1::interval`, `UPDATE outbox_relays SET seen_at = seen_at - $1::interval`} {
+		if _, err := r.pool.Exec(r.ctx, sql, forGood); err != nil {
+			r.t.Fatal(err)
+		}
+	}
 }
 
 // renewal reports whether a statement renews a lease, and so learns that it is lost.
@@ -214,7 +197,7 @@ func TestAStaleRelayPublishesNothingBeyondWhatItHadInHand(t *testing.T) {
 	r.troubled(renewal)
 	var log lockedLog
 	stale := &slow{gate: make(chan struct{}), began: make(chan struct{}, 1000), batch: 4}
-	_, stop := r.relay(outbox.Options{Pool: r.relays, Shards: 1, Page: 100, Lease: 10 * time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil))}, to(stale))
+	_, stop := r.relay(outbox.Options{Pool: r.relays, Shards: 1, Page: 100, Logger: slog.New(slog.NewTextHandler(&log, nil))}, to(stale))
 	open := sync.OnceFunc(func() { close(stale.gate) })
 	t.Cleanup(open)
 	r.flood(20, 5)
@@ -257,9 +240,9 @@ func TestSeveralRelaysShareTheShardsAndOneThatGoesLeavesItsPart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	shared := &gathered{}
-	_, stopA := r.relay(outbox.Options{Owner: "a", Lease: 2 * time.Second, Shards: 4}, to(shared.publisher("a")))
+	_, stopA := r.relay(outbox.Options{Owner: "a", Shards: 4}, to(shared.publisher("a")))
 	r.eventually("one relay has all shards", func() bool { return r.owners()["a"] == 4 })
-	r.relay(outbox.Options{Owner: "b", Lease: 2 * time.Second}, to(shared.publisher("b")))
+	r.relay(outbox.Options{Owner: "b"}, to(shared.publisher("b")))
 	r.eventually("two relays have two each", func() bool { return r.owners()["a"] == 2 && r.owners()["b"] == 2 })
 	const keys, each = 40, 50
 	r.flood(keys, each/2)

@@ -22,17 +22,12 @@ func TestWhatASinkDoesNotWantCostsItLittle(t *testing.T) {
 		}
 		return false
 	})
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.relays, Shards: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
+	relay := r.newRelay(outbox.Options{Pool: r.relays, Shards: 1})
 	s := to(&memory.Publisher{})
 	s.Wants = func(*outbox.Message) bool { return false }
 	r.set(relay, s)
-	ctx, stop := context.WithCancel(context.WithoutCancel(r.ctx))
-	done := make(chan error, 1)
 	began := time.Now()
-	go func() { done <- relay.Run(ctx) }()
+	stop := r.run(relay)
 	for range 40 { // for a few seconds something happens in the cluster all the time
 		r.commit(r.message("other"))
 		relay.Wake()
@@ -45,9 +40,6 @@ func TestWhatASinkDoesNotWantCostsItLittle(t *testing.T) {
 	})
 	n, most := saves.Load(), int64(time.Since(began)/time.Second)+2
 	stop()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
 	if n > most {
 		t.Errorf("the checkpoint was put down %d times, want at most %d", n, most)
 	}
@@ -59,11 +51,7 @@ func TestAPageIsBoundedByItsBytesToo(t *testing.T) {
 	const keys, size, bound = 60, 50_000, 200_000
 	p := &memory.Publisher{}
 	most := &largest{Publisher: p}
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.set(relay, to(p))
+	r.set(r.newRelay(outbox.Options{Shards: 1}), to(p))
 	for n := range keys {
 		m := r.message("key-" + string(rune('a'+n%20)))
 		m.Data = json.RawMessage(`"` + strings.Repeat("x", size) + `"`)
@@ -115,15 +103,10 @@ func TestNothingIsReadAheadOfASinkThatTakesNothing(t *testing.T) {
 		tries.Add(1)
 		return outbox.Errorf(outbox.Unavailable, outbox.ReasonConnectionFailed, "nobody there")
 	}}
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.relays, Shards: 1, Page: 10})
-	if err != nil {
-		t.Fatal(err)
-	}
+	relay := r.newRelay(outbox.Options{Pool: r.relays, Shards: 1, Page: 10})
 	r.set(relay, to(p))
 	r.flood(100, 1)
-	ctx, stop := context.WithCancel(context.WithoutCancel(r.ctx))
-	done := make(chan error, 1)
-	go func() { done <- relay.Run(ctx) }()
+	stop := r.run(relay)
 	r.eventually("it is tried again and again", func() bool { return tries.Load() > 12 })
 	if n := reads.Load(); n != 1 {
 		t.Errorf("%d pages were read", n)
@@ -131,7 +114,4 @@ func TestNothingIsReadAheadOfASinkThatTakesNothing(t *testing.T) {
 	back.Store(true)
 	r.await(p, 100)
 	stop()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -118,9 +119,11 @@ func TestNoAppendIsRefusedWhilePartitionsAreMade(t *testing.T) {
 	r := newRig(t)
 	store := storepg.New(r.pool)
 	over, stop := context.WithCancel(r.ctx)
-	defer stop()
 	var writers sync.WaitGroup
-	for range 4 {
+	defer writers.Wait()
+	defer stop()
+	var appended [4]atomic.Int64
+	for i := range appended {
 		writers.Go(func() {
 			for over.Err() == nil {
 				a := eventstore.Append{Stream: "race-" + uuid.NewString(), Events: []eventstore.Event{{ID: uuid.New(), Type: "Happened", SchemaVersion: 1, Data: json.RawMessage(`{}`)}}}
@@ -129,23 +132,23 @@ func TestNoAppendIsRefusedWhilePartitionsAreMade(t *testing.T) {
 				}
 				if _, err := store.Append(r.ctx, a); err != nil {
 					t.Errorf("an append was refused: %v", err)
-					return
 				}
+				appended[i].Add(1)
 			}
 		})
 	}
 	made := 0
-	for range 12 {
+	for round := 0; round < 12 || made == 0; round++ { // none are made while somebody appends for long
 		if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', nextval('outbox_position') + 10000000)`); err != nil {
 			t.Fatal(err)
 		}
 		n, _ := r.maintain(1000)
 		made += n
-	}
-	stop()
-	writers.Wait()
-	if made == 0 {
-		t.Error("no partition was made")
+		// An append is tried again a few times only, so none is to be met twice.
+		for i := range appended {
+			before := appended[i].Load()
+			r.eventually("an append comes to its end", func() bool { return appended[i].Load() > before })
+		}
 	}
 }
 
@@ -204,7 +207,7 @@ func TestAPartitionIsKeptForWhatWasCommittedInItAfterItWasRead(t *testing.T) {
 	r := newRig(t)
 	const size = 1000
 	r.smallPartitions(size)
-	r.set(mustRelay(r), to(&memory.Publisher{}))
+	r.set(r.newRelay(outbox.Options{Shards: 1}), to(&memory.Publisher{}))
 	if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', (SELECT min(from_position) FROM outbox_partitions))`); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +229,7 @@ func TestAPartitionIsKeptForWhatIsCommittedWhileItIsLookedAt(t *testing.T) {
 	r := newRig(t)
 	const size = 1000
 	r.smallPartitions(size)
-	r.set(mustRelay(r), to(&memory.Publisher{}))
+	r.set(r.newRelay(outbox.Options{Shards: 1}), to(&memory.Publisher{}))
 	if _, err := r.pool.Exec(r.ctx, `SELECT setval('outbox_position', (SELECT min(from_position) FROM outbox_partitions))`); err != nil {
 		t.Fatal(err)
 	}
@@ -235,6 +238,7 @@ func TestAPartitionIsKeptForWhatIsCommittedWhileItIsLookedAt(t *testing.T) {
 	commit := r.late()
 	r.flood(5, 1)
 	r.readAll("position < (SELECT min(to_position) FROM outbox_partitions)")
+	look := r.heldUp()
 	type result struct {
 		dropped int
 		err     error
@@ -244,14 +248,47 @@ func TestAPartitionIsKeptForWhatIsCommittedWhileItIsLookedAt(t *testing.T) {
 		_, dropped, err := outbox.Maintain(r.ctx, r.pool, size, 2)
 		done <- result{dropped, err}
 	}()
-	r.eventually("it looks who uses the log", func() bool {
-		return r.int(`SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()`) > 0
-	})
+	look.begins()
 	commit()
+	look.ends()
 	if got := <-done; got.err != nil || got.dropped != 0 {
-		t.Errorf("%d partitions were dropped, %v", got.dropped, got.err)
+		t.Fatalf("%d partitions were dropped, %v", got.dropped, got.err)
 	}
 	r.arrivesLate()
+}
+
+// look is a look at who uses the log: that of the maintenance, before it locks it.
+type look struct{ begins, ends func() }
+
+// heldUp has the looks of the maintenance take until they are told to end.
+func (r *rig) heldUp() look {
+	r.t.Helper()
+	const begun = 4711 // the lock that is held meanwhile
+	if _, err := r.pool.Exec(r.ctx, `CREATE TABLE looked ();
+		ALTER FUNCTION outbox_is_held(oid[]) RENAME TO outbox_is_held_unhurried;
+		CREATE FUNCTION outbox_is_held(a_tables oid[]) RETURNS boolean LANGUAGE plpgsql SET search_path = public, pg_temp AS $$ BEGIN
+			IF 'outbox_events'::regclass::oid = ANY (a_tables) THEN
+				PERFORM pg_advisory_xact_lock(4711);
+				WHILE NOT EXISTS (SELECT FROM looked) LOOP PERFORM pg_sleep(0.01); END LOOP;
+			END IF;
+			RETURN outbox_is_held_unhurried(a_tables);
+		END $$`); err != nil {
+		r.t.Fatal(err)
+	}
+	return look{
+		begins: func() {
+			r.t.Helper()
+			r.eventually("it looks who uses the log", func() bool {
+				return r.int(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = $1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, begun) > 0
+			})
+		},
+		ends: func() {
+			r.t.Helper()
+			if _, err := r.pool.Exec(r.ctx, `INSERT INTO looked DEFAULT VALUES`); err != nil {
+				r.t.Fatal(err)
+			}
+		},
+	}
 }
 
 // TestNobodyWaitsBehindTheMaintenanceOfTheLog has somebody read the log for long, as a dump does.
@@ -260,7 +297,7 @@ func TestNobodyWaitsBehindTheMaintenanceOfTheLog(t *testing.T) {
 	r := newRig(t)
 	const size = 1000
 	r.smallPartitions(size)
-	r.set(mustRelay(r), to(&memory.Publisher{}))
+	r.set(r.newRelay(outbox.Options{Shards: 1}), to(&memory.Publisher{}))
 	r.endOfPartition()
 	r.flood(5, 1)
 	tx, err := r.pool.Begin(r.ctx)
@@ -299,15 +336,6 @@ func TestNobodyWaitsBehindTheMaintenanceOfTheLog(t *testing.T) {
 		_, dropped := r.maintain(size)
 		return dropped == 1
 	})
-}
-
-func mustRelay(r *rig) *outbox.Relay {
-	r.t.Helper()
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 1})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return relay
 }
 
 func TestForgettingASinkLetsTheLogGoOnWithoutIt(t *testing.T) {

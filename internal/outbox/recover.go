@@ -38,7 +38,7 @@ func panicked(err error) bool {
 
 // confess says why a shard whose code panicked is not published, and gives its lease back. The checkpoint stays where it was put down: what the shard thought of it may be wrong.
 func (r *Relay) confess(ctx context.Context, at *reader, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastCalls)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.lastCalls)
 	defer cancel()
 	t := &trouble{Reason: ReasonInternal, Message: clip(err.Error()), At: time.Now().UTC()}
 	if err := errors.Join(at.report(ctx, r.pool, t), at.release(ctx, r.pool)); err != nil {

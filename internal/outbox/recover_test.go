@@ -126,10 +126,7 @@ func TestEachSinkIsListenedToAsAGroupOfItsOwnWhichStaysTheSame(t *testing.T) {
 	r, other := newRig(t), newRig(t)
 	listen := func(r *rig, id string) string {
 		g := groups{&memory.Publisher{}, make(chan string, 1)}
-		relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, OnReply: func(context.Context, string, outbox.Incoming) error { return nil }})
-		if err != nil {
-			t.Fatal(err)
-		}
+		relay := r.newRelay(outbox.Options{OnReply: func(context.Context, string, outbox.Incoming) error { return nil }})
 		r.set(relay, outbox.Sink{ID: id, Name: "shop/events", Publisher: g, Replies: "answers"})
 		defer relay.Remove(id)
 		select {

@@ -25,6 +25,9 @@ const (
 	pageBytes = 4 << 20
 	// superviseEvery is how often shards are looked for that nobody publishes.
 	superviseEvery = time.Second
+	// lastCalls is how long calls under way may go on when a shard is given up of its own accord, and how long giving it back may take; lastWord how long the others are told that this relay ends.
+	lastCalls = 5 * time.Second
+	lastWord  = time.Second
 )
 
 // Options are what a relay works with. Pool is required.
@@ -51,6 +54,7 @@ type Options struct {
 type onlyInTests struct {
 	poll  time.Duration
 	bytes int
+	last  time.Duration
 }
 
 // Relay publishes the messages of an outbox to sinks. Any number of processes may run one each: leases in the database share the shards among them, evenly, and one that has
@@ -69,7 +73,9 @@ type Relay struct {
 	changed chan struct{} // the sinks have
 	// minPoll and maxPoll bound the pause between two looks of a shard that nobody wakes.
 	minPoll, maxPoll time.Duration
-	onReply          func(ctx context.Context, sink string, in Incoming) error
+	// lastCalls and lastWord bound the end.
+	lastCalls, lastWord time.Duration
+	onReply             func(ctx context.Context, sink string, in Incoming) error
 
 	mu    sync.Mutex
 	sinks map[string]*served
@@ -124,6 +130,10 @@ func NewRelay(o Options) (*Relay, error) {
 	r.minPoll, r.maxPoll = minPoll, maxPoll
 	if o.tests.poll > 0 {
 		r.minPoll, r.maxPoll = o.tests.poll, o.tests.poll
+	}
+	r.lastCalls, r.lastWord = lastCalls, lastWord
+	if o.tests.last > 0 {
+		r.lastCalls, r.lastWord = o.tests.last, o.tests.last
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -291,7 +301,7 @@ func (r *Relay) stop(ctx context.Context) {
 		s.wg.Wait()
 		r.close(s)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.lastWord)
 	defer cancel()
 	if err := leave(ctx, r.pool, r.owner); err != nil {
 		r.log.Debug("the other relays were not told that this one ends", "error", err)

@@ -31,8 +31,12 @@ func TestMain(m *testing.M) {
 	os.Exit(throwaway.Main(m))
 }
 
-// patience bounds what a test waits for; nothing takes that long.
-const patience = 60 * time.Second
+const (
+	// patience bounds what a test waits for; nothing takes that long.
+	patience = 5 * time.Minute
+	// forGood is the lease of a relay that is to keep it, however slow the machine is: one that loses it may publish something again.
+	forGood = 10 * time.Minute
+)
 
 type rig struct {
 	t    *testing.T
@@ -48,21 +52,22 @@ type rig struct {
 	wake   []func()
 }
 
-func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	return postgres.Open(ctx, postgres.Config{URL: url, MaxConns: 20})
+// openPool opens connections that are not given up, however slow the server is.
+func openPool(ctx context.Context, url, name string) (*pgxpool.Pool, error) {
+	return postgres.Open(ctx, postgres.Config{URL: url, ApplicationName: name, MaxConns: 20, ConnectTimeout: patience, StatementTimeout: patience, LockTimeout: patience, IdleInTxTimeout: patience})
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	budget := 2 * patience
+	budget := 3 * patience
 	if os.Getenv("OUTBOX") == "long" {
-		budget *= 5
+		budget *= 3
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), budget)
 	t.Cleanup(cancel)
 	r := &rig{t: t, ctx: ctx, url: throwaway.Database(t), counts: map[string]int64{}}
 	var err error
-	if r.pool, err = openPool(context.WithoutCancel(ctx), r.url); err != nil {
+	if r.pool, err = openPool(context.WithoutCancel(ctx), r.url, "outbox-test"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.pool.Close)
@@ -111,36 +116,41 @@ func (r *rig) commit(messages ...eventstore.Message) {
 // flood puts messages into the outbox at once: so many keys, so many messages of each, the keys' first ones first.
 func (r *rig) flood(keys, each int) {
 	r.t.Helper()
-	for n := 1; ; n++ { // again where a partition was made at that moment, as the store does
+	for { // again where a partition was made at that moment, as the store does
 		_, err := r.pool.Exec(r.ctx, `INSERT INTO outbox_events (message_id, type, key, destination, data, metadata)
 			SELECT gen_random_uuid(), 'test.Happened', 'key-' || k, '', n::text::json AS data, ('{"source":"/tests","namespace":"shop","sequence":' || n || '}')::json
 			FROM generate_series(1, $2) nth (n), generate_series(1, $1) key (k) ORDER BY nth.n, key.k`, keys, each)
 		if err == nil {
 			break
 		}
-		if n == 5 || !strings.Contains(err.Error(), "outbox_events_rest") {
+		if !strings.Contains(err.Error(), "outbox_events_rest") {
 			r.t.Fatal(err)
 		}
 	}
 	r.committed()
 }
 
-// relay runs a relay until the test ends, or the function it returns is called.
-func (r *rig) relay(o outbox.Options, sinks ...outbox.Sink) (*outbox.Relay, func()) {
+// newRelay makes a relay that nothing hurries.
+func (r *rig) newRelay(o outbox.Options) *outbox.Relay {
 	r.t.Helper()
 	if o.Pool == nil {
 		o.Pool = r.pool
 	}
+	if o.Lease == 0 {
+		o.Lease = forGood
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
-	relay, err := outbox.NewRelay(o)
+	relay, err := outbox.NewRelay(o.Unhurried(patience))
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for _, s := range sinks {
-		r.set(relay, s)
-	}
+	return relay
+}
+
+// run runs a relay until the function that it returns is called.
+func (r *rig) run(relay *outbox.Relay) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.ctx))
 	done := make(chan struct{})
 	go func() {
@@ -149,13 +159,23 @@ func (r *rig) relay(o outbox.Options, sinks ...outbox.Sink) (*outbox.Relay, func
 			r.t.Error(err)
 		}
 	}()
-	r.mu.Lock()
-	r.wake = append(r.wake, relay.Wake)
-	r.mu.Unlock()
-	stop := func() {
+	return func() {
 		cancel()
 		<-done
 	}
+}
+
+// relay runs a relay until the test ends, or the function it returns is called.
+func (r *rig) relay(o outbox.Options, sinks ...outbox.Sink) (*outbox.Relay, func()) {
+	r.t.Helper()
+	relay := r.newRelay(o)
+	for _, s := range sinks {
+		r.set(relay, s)
+	}
+	stop := r.run(relay)
+	r.mu.Lock()
+	r.wake = append(r.wake, relay.Wake)
+	r.mu.Unlock()
 	r.t.Cleanup(stop)
 	return relay, stop
 }
@@ -169,16 +189,19 @@ func (r *rig) set(relay *outbox.Relay, s outbox.Sink) {
 
 // to is a sink of the tests.
 func to(p outbox.Publisher) outbox.Sink {
-	return outbox.Sink{ID: "sink-1", Name: "shop/events", Publisher: p, Retry: outbox.Retry{MaxAttempts: 3, InitialBackoff: time.Millisecond, MaxBackoff: 5 * time.Millisecond}}
+	return outbox.Sink{ID: "sink-1", Name: "shop/events", Publisher: p, Timeout: patience, Retry: outbox.Retry{MaxAttempts: 3, InitialBackoff: time.Millisecond, MaxBackoff: 5 * time.Millisecond}}
 }
 
-// await returns when so many messages were published.
+// await returns when so many messages were published. Each tenth of them has its time, however slow the machine is.
 func (r *rig) await(p *memory.Publisher, n int) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.ctx, patience)
-	defer cancel()
-	if err := p.Await(ctx, n); err != nil {
-		r.t.Fatalf("%d messages of %d were published: %v", len(p.Taken()), n, err)
+	for part := 1; part <= 10; part++ {
+		ctx, cancel := context.WithTimeout(r.ctx, patience)
+		err := p.Await(ctx, (n*part+9)/10)
+		cancel()
+		if err != nil {
+			r.t.Fatalf("%d messages of %d were published: %v", len(p.Taken()), n, err)
+		}
 	}
 }
 

@@ -25,8 +25,6 @@ const (
 	checkEvery = 100 * time.Millisecond
 	// commandsEvery is how often the lease is renewed at least, and people's commands are looked for.
 	commandsEvery = time.Second
-	// lastCalls is how long calls under way may go on when a shard is given up of its own accord.
-	lastCalls = 5 * time.Second
 )
 
 // shard publishes the keys of one shard of a sink while it holds the lease.
@@ -77,7 +75,7 @@ func (s *shard) run(ctx context.Context) (err error) {
 	}
 	soft, stop := context.WithCancel(ctx)
 	defer stop()
-	stopping := context.AfterFunc(soft, func() { time.AfterFunc(lastCalls, func() { giveUp(context.Canceled) }) })
+	stopping := context.AfterFunc(soft, func() { time.AfterFunc(s.lastCalls, func() { giveUp(context.Canceled) }) })
 	defer stopping()
 	var wg sync.WaitGroup
 	var errs [3]error
@@ -119,7 +117,7 @@ func (s *shard) loadParking(ctx context.Context) error {
 
 // letGo puts the checkpoint down and gives the lease back.
 func (s *shard) letGo(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastCalls)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.lastCalls)
 	defer cancel()
 	if s.moved {
 		if err := s.save(ctx); err != nil {

@@ -94,10 +94,7 @@ func TestASinkThatHasBegunGetsWhatCameBeforeItWasSet(t *testing.T) {
 func TestOfTwoReplicasWithDifferentShardsOneDecides(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Shards: 5})
-	if err != nil {
-		t.Fatal(err)
-	}
+	relay := r.newRelay(outbox.Options{Shards: 5})
 	tx, err := r.pool.Begin(r.ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -178,22 +175,14 @@ func TestADeadLetterIsLoggedAlsoWhereTheFirstAttemptIsTheLast(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	var log lockedLog
-	relay, err := outbox.NewRelay(outbox.Options{Pool: r.pool, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	if err != nil {
-		t.Fatal(err)
-	}
+	relay := r.newRelay(outbox.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	r.set(relay, to(&memory.Publisher{Fault: func(context.Context, *outbox.Message) error {
 		return outbox.Errorf(outbox.Rejected, outbox.ReasonTooLarge, "too large by far")
 	}}))
 	r.commit(r.message("a"))
-	ctx, stop := context.WithCancel(context.WithoutCancel(r.ctx))
-	done := make(chan error, 1)
-	go func() { done <- relay.Run(ctx) }()
+	stop := r.run(relay)
 	r.eventually("it is a dead letter", func() bool { return len(r.parked(outbox.Selection{Dead: true})) == 1 })
 	stop()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
 	if text := log.String(); !strings.Contains(text, "dead letter") || !strings.Contains(text, "too large by far") {
 		t.Errorf("the log is\n%s", text)
 	}

@@ -40,7 +40,7 @@ func TestACommitWakesTheRelaysOfOtherProcesses(t *testing.T) {
 	r := newRig(t)
 	p := &memory.Publisher{}
 	relay, _ := r.relay(outbox.Options{Shards: 1}.Polling(seldom), to(p))
-	there, err := openPool(r.ctx, r.url)
+	there, err := openPool(r.ctx, r.url, "outbox-test")
 	if err != nil {
 		t.Fatal(err)
 	}
