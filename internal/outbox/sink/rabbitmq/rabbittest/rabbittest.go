@@ -148,8 +148,8 @@ func (s *Server) command(ctx context.Context, path string, args ...string) *exec
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + s.home(), "LC_ALL=C.UTF-8", "TZ=UTC",
 		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT=" + strconv.Itoa(s.ports.epmd.Number),
-		// No epmd but ours, which ends with us; and the node is not to be reached from elsewhere.
-		"ERL_AFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+		// No epmd but ours, which ends with us; the node is not to be reached from elsewhere, and a command waits for it for two minutes.
+		"ERL_AFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} net_setuptime 120",
 		"RABBITMQ_NODENAME=" + s.name() + "@localhost", "RABBITMQ_DIST_PORT=" + strconv.Itoa(s.ports.node.Number),
 		"RABBITMQ_CONF_ENV_FILE=/dev/null", "RABBITMQ_CONFIG_FILE=" + in("rabbitmq.conf"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + in("enabled_plugins"), "RABBITMQ_PID_FILE=" + in("pid"),
