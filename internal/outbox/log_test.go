@@ -156,10 +156,7 @@ func TestNoAppendIsRefusedWhilePartitionsAreMade(t *testing.T) {
 // late begins to append a message, which is not committed before the function that it returns is called.
 func (r *rig) late() (commit func()) {
 	r.t.Helper()
-	tx, err := r.pool.Begin(r.ctx)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	tx := r.begin()
 	if _, err := tx.Exec(r.ctx, `INSERT INTO outbox_events (message_id, type, key, destination, data, metadata)
 		VALUES (gen_random_uuid(), 'test.Late', 'late', '', '1', '{"source":"/tests","sequence":1}')`); err != nil {
 		r.t.Fatal(err)
@@ -310,10 +307,7 @@ func TestNobodyWaitsBehindTheMaintenanceOfTheLog(t *testing.T) {
 	r.set(r.newRelay(outbox.Options{Shards: 1}), to(&memory.Publisher{}))
 	r.endOfPartition()
 	r.flood(5, 1)
-	tx, err := r.pool.Begin(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tx := r.begin()
 	if _, err := tx.Exec(r.ctx, `LOCK TABLE outbox_events IN ACCESS SHARE MODE`); err != nil {
 		t.Fatal(err)
 	}

@@ -46,10 +46,7 @@ func TestWhatIsCommittedLateIsPublishedToo(t *testing.T) {
 	r := newRig(t)
 	p := &memory.Publisher{}
 	r.relay(outbox.Options{}, to(p))
-	tx, err := r.pool.Begin(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tx := r.begin()
 	if _, err := tx.Exec(r.ctx, `INSERT INTO outbox_events (message_id, type, key, destination, data, metadata)
 		VALUES (gen_random_uuid(), 'test.Late', 'late', '', '1', '{"source":"/tests","sequence":1}')`); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
@@ -217,6 +218,17 @@ func (r *rig) eventually(what string, is func() bool) {
 			r.t.Fatalf("not in time: %s", what)
 		}
 	}
+}
+
+// begin begins a transaction, which ends with the test at the latest: while one goes on, nothing is dropped in any database of the server.
+func (r *rig) begin() pgx.Tx {
+	r.t.Helper()
+	tx, err := r.pool.Begin(r.ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(r.ctx)) }) // fails where it has ended
+	return tx
 }
 
 func pause(ctx context.Context, d time.Duration) error {

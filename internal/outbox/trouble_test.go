@@ -95,10 +95,7 @@ func TestOfTwoReplicasWithDifferentShardsOneDecides(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	relay := r.newRelay(outbox.Options{Shards: 5})
-	tx, err := r.pool.Begin(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tx := r.begin()
 	if _, err := tx.Exec(r.ctx, `INSERT INTO outbox_readers (sink, shard, shards, name, epoch, done, floor) SELECT 'sink-1', i, 2, 'shop/events', 1, pg_current_snapshot(), 0 FROM generate_series(0, 1) i`); err != nil {
 		t.Fatal(err)
 	}
