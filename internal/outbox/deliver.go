@@ -15,6 +15,8 @@ const (
 	maxUnavailable = 5 * time.Second
 	// maxAsked bounds the pause that a destination may ask for.
 	maxAsked = 5 * time.Minute
+	// fewRefusals is how often in a row a gateway refuses before what is left of a page is put aside.
+	fewRefusals = 3
 )
 
 // delivery is the messages of a page on their way: at most one of each key at a time, as many keys at once as the publisher likes.
@@ -38,8 +40,9 @@ type delivery struct {
 	// refusals counts how often in a row the sink took nothing.
 	refusals int
 	trouble  *Error
-	// refused is what judge remembers of each key.
+	// refused is what judge remembers of each key, why the last refusal for the sink's sake.
 	refused map[string]int64
+	why     map[string]*Error
 	// unsure is why it could not be said whether the lease is still held. The page is given up then, and the shard with it: what is settled behind the first message that is
 	// not is known here only.
 	unsure error
@@ -54,7 +57,8 @@ type flown struct {
 // newDelivery sorts out a page: what the sink does not want is settled, what belongs to a parked key is to be parked.
 func (s *shard) newDelivery(all []Message) *delivery {
 	d := &delivery{
-		shard: s, all: all, queues: map[string][]int{}, settled: make([]bool, len(all)), parked: map[int]parkedMessage{}, results: make(chan flown), refused: map[string]int64{},
+		shard: s, all: all, queues: map[string][]int{}, settled: make([]bool, len(all)), parked: map[int]parkedMessage{}, results: make(chan flown),
+		refused: map[string]int64{}, why: map[string]*Error{},
 	}
 	following := map[string]bool{} // keys that were parked before
 	for i := range all {
@@ -90,7 +94,7 @@ func (s *Sink) wants(m *Message) bool {
 func (d *delivery) park(place int, failure *Error) {
 	p := parkedMessage{message: &d.all[place], failure: failure}
 	if failure != nil {
-		p.dead = failure.Kind == Rejected || d.sink.Retry.MaxAttempts <= 1
+		p.dead = failure.Kind == Rejected || failure.Kind == Failed && d.sink.Retry.MaxAttempts <= 1
 		p.pause = max(d.sink.Retry.pause(1), min(failure.RetryAfter, maxAsked))
 	}
 	d.parked[place] = p
@@ -112,6 +116,8 @@ func (d *delivery) run(ctx, hard context.Context) {
 			d.land(<-d.results)
 		case len(d.ready) == 0 || d.unsure != nil || ctx.Err() != nil || hard.Err() != nil:
 			return
+		case d.stuck():
+			d.putAside(ctx)
 		default:
 			d.holdOff(ctx)
 		}
@@ -179,7 +185,7 @@ func (d *delivery) land(f flown) {
 				d.ready = append(d.ready, key)
 			}
 		case err.Kind == Unavailable:
-			d.trouble = err
+			d.trouble, d.why[key] = err, err
 			d.ready = append(d.ready, key)
 		default:
 			dead := d.park1(key, err)
@@ -218,6 +224,28 @@ func (d *delivery) park1(key string, err *Error) bool {
 	d.held = append(d.held, key)
 	delete(d.queues, key)
 	return d.parked[left[0]].dead
+}
+
+// stuck reports whether a gateway has refused all that is left of the page. Whether the destination behind it is away, or these messages bring it down, only others can tell.
+func (d *delivery) stuck() bool {
+	if !d.trouble.Open || d.refusals < fewRefusals {
+		return false
+	}
+	for _, key := range d.ready {
+		if d.refused[key] == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// putAside parks what is left of the page, so that others are read. It is tried again beside them, and no attempt counts before others have gone through.
+func (d *delivery) putAside(ctx context.Context) {
+	d.tellTrouble(ctx, d.trouble)
+	for _, key := range d.ready {
+		d.park1(key, d.why[key])
+	}
+	d.ready, d.trouble = nil, nil
 }
 
 // holdOff leaves a sink alone that takes nothing.

@@ -207,7 +207,10 @@ func insertParked(ctx context.Context, db database, r *reader, all []parkedMessa
 		}
 		attempts, reason, text := 0, "", ""
 		if p.failure != nil {
-			attempts, reason, text = 1, p.failure.Reason, clip(p.failure.Error())
+			reason, text = p.failure.Reason, clip(p.failure.Error())
+			if p.failure.Kind != Unavailable {
+				attempts = 1
+			}
 		}
 		rows[i] = []any{r.sink, r.shard, m.Key, m.Position, m.ID, m.Type, m.Destination, m.Data, metadata, m.RecordedAt, attempts, p.pause, p.dead, reason, text}
 	}

@@ -272,7 +272,9 @@ func (r *Relay) nudge() {
 // Run publishes until ctx is done, and then what is on its way. Errors of one sink hold no other up; what passes by itself is tried again.
 func (r *Relay) Run(ctx context.Context) error {
 	defer r.stop(ctx)
-	go r.maintain(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { r.maintain(ctx) })
 	for ctx.Err() == nil {
 		if err := r.supervise(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("the shards of the outbox cannot be looked up; it is tried again", "error", err)

@@ -278,26 +278,6 @@ func TestASinkThatRefusesEverythingIsLeftAloneBeforeItsDeadLettersPileUp(t *test
 	}
 }
 
-func TestAMessageThatBringsItsDestinationDownHoldsUpOnlyItsKey(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	// One after the other, so that others follow the first attempt of this one.
-	p := &memory.Publisher{Sizes: outbox.Limits{Batch: 1, Parallel: 1}, Fault: func(_ context.Context, m *outbox.Message) error {
-		if m.Key == "key-7" {
-			return &outbox.Error{Kind: outbox.Unavailable, Reason: outbox.ReasonConnectionFailed, Open: true, Err: errors.New("502 Bad Gateway")}
-		}
-		return nil
-	}}
-	r.relay(outbox.Options{Shards: 1}, to(p))
-	r.flood(20, 3)
-	r.await(p, 19*3)
-	for n := range 20 { // there is something else to take in between
-		r.commit(r.message("more-" + strconv.Itoa(n)))
-	}
-	r.await(p, 19*3+20)
-	r.eventually("it is parked", func() bool { return len(r.parked(outbox.Selection{})) == 3 })
-}
-
 func TestANewSinkGetsWhatIsCommittedFromNowOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

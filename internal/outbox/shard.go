@@ -51,8 +51,9 @@ type shard struct {
 	through, inARow atomic.Int64
 	// fits is how many messages are read at once, by the size of the last ones.
 	fits atomic.Int64
-	// refused is what judge remembers of the keys that are parked.
+	// refused is what judge remembers of the keys that are parked; away is true while none of them is taken for the sink's sake, and one at a time is tried.
 	refused map[string]int64
+	away    bool
 }
 
 func newShard(r *Relay, s *Sink, at reader, log *slog.Logger) *shard {

@@ -9,6 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// awayPause is how long parked messages are left alone when the sink does not take them for its own sake.
+const awayPause = time.Second
+
 // tendParked tries parked messages again when they are due, beside the pages: their keys are not in any.
 func (s *shard) tendParked(ctx, hard context.Context) {
 	for ctx.Err() == nil {
@@ -53,7 +56,7 @@ func (s *shard) tendOnce(ctx, hard context.Context) (next time.Time, err error) 
 	}
 	for ctx.Err() == nil {
 		limit := s.limits.Batch * s.limits.Parallel
-		if s.refusesAll() {
+		if s.refusesAll() || s.away {
 			limit = 1
 		}
 		ready, unknown, next := s.parking.due(time.Now(), limit)
@@ -71,8 +74,11 @@ func (s *shard) tendOnce(ctx, hard context.Context) (next time.Time, err error) 
 			s.parking.later(ready, time.Now().Add(maxPoll))
 			return next, err
 		}
-		if s.refusesAll() {
+		switch {
+		case s.refusesAll():
 			return time.Now().Add(maxUnavailable), nil
+		case s.away:
+			return time.Now().Add(awayPause), nil
 		}
 	}
 	return next, nil
@@ -105,6 +111,7 @@ func (s *shard) tryAgain(ctx, hard context.Context, keys []string) error {
 	published := succeeded(errs)
 	s.went(published)
 	failures, away := s.failures(all, errs)
+	s.away = published == 0 && away != nil
 	err = pgx.BeginFunc(hard, s.pool, func(tx pgx.Tx) error {
 		for i := range all {
 			var err error
@@ -123,7 +130,7 @@ func (s *shard) tryAgain(ctx, hard context.Context, keys []string) error {
 	switch {
 	case err == nil && away != nil:
 		s.tellTrouble(ctx, away)
-		s.parking.later(keys, time.Now().Add(max(minUnavailable*5, min(away.RetryAfter, maxAsked))))
+		s.parking.later(keys, time.Now().Add(max(awayPause, min(away.RetryAfter, maxAsked))))
 		return nil
 	case err == nil && published > 0:
 		s.tellTrouble(ctx, nil)
