@@ -37,11 +37,11 @@ dev: ## Start the same as demo and stay, for sagas of your own; Ctrl-C stops eve
 
 .PHONY: test
 test: ## Run every test, on a real API server and a real PostgreSQL, with the race detector
-	KUBEBUILDER_ASSETS="$(ASSETS)" $(WITH_POSTGRES) $(GO) test -race -p $(PARALLEL) -timeout 20m $(TESTFLAGS) ./...
+	KUBEBUILDER_ASSETS="$(ASSETS)" $(WITH_POSTGRES) $(GO) test -race -p $(PARALLEL) -timeout 40m $(TESTFLAGS) ./...
 
 .PHONY: test-postgres-18
 test-postgres-18: ## Run the tests that talk to PostgreSQL on version 18, fetched by npm where it is not installed
-	env -u DATABASE_URL -u POSTGRES_BIN THROWAWAY_POSTGRES=18 $(WITH_POSTGRES) $(GO) test -race -p $(PARALLEL) -timeout 20m $(TESTFLAGS) $(POSTGRES_PACKAGES)
+	env -u DATABASE_URL -u POSTGRES_BIN THROWAWAY_POSTGRES=18 $(WITH_POSTGRES) $(GO) test -race -p $(PARALLEL) -timeout 40m $(TESTFLAGS) $(POSTGRES_PACKAGES)
 
 .PHONY: test-chaos
 test-chaos: ## Run the chaos tests in their long form: more rounds, longer outages
