@@ -186,7 +186,9 @@ func (c *Cluster) describe(ctx context.Context, o Options) error {
 	if err := c.place(ctx, store, server); err != nil {
 		return err
 	}
-	store.Configure().Set("log-level", "warn")
+	store.Configure().Set("log-level", "warn").
+		// etcd gives a request up after 5 s and twice the first of these. A machine that stands still for so long is no fault of who asks; a start takes hardly longer.
+		Set("election-timeout", "3000").Set("heartbeat-interval", "300")
 	if o.Durable {
 		store.Configure().Set("unsafe-no-fsync", "false")
 	}
