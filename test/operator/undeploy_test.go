@@ -82,12 +82,23 @@ func finish(t *testing.T, k8s client.Client) {
 	t.Cleanup(service.Close)
 	saga := &v1.Saga{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "finished"}}
 	saga.Spec.Steps = []v1.Step{{Name: "a", Effect: v1.Effect{HTTP: &v1.HTTPRequest{Method: "POST", URL: service.URL}}}}
-	if err := k8s.Create(t.Context(), saga); err != nil {
-		t.Fatal(err)
-	}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(patience); saga.Status.Phase != v1.PhaseCompleted; {
+	deadline := time.After(patience)
+	// The API server's admission learns of a new kind a little later than its storage, and answers 503 until then.
+	err := k8s.Create(t.Context(), saga)
+	for apierrors.IsServiceUnavailable(err) {
+		select {
+		case <-tick.C:
+			err = k8s.Create(t.Context(), saga)
+		case <-deadline:
+			t.Fatal(err)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for saga.Status.Phase != v1.PhaseCompleted {
 		select {
 		case <-tick.C:
 		case <-deadline:
