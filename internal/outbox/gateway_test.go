@@ -3,7 +3,9 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -99,4 +101,52 @@ func TestNoAttemptCountsWhileAGatewayTakesNothing(t *testing.T) {
 		t.Error(err)
 	}
 	r.eventually("the trouble is over", func() bool { s := r.status(); return s.Reason == "" && s.Backlog == 0 })
+}
+
+// sized keeps how many messages each call brings, once it is on.
+type sized struct {
+	*memory.Publisher
+	on    atomic.Bool
+	mu    sync.Mutex
+	calls []int
+}
+
+func (s *sized) Publish(ctx context.Context, all []outbox.Message) []error {
+	if s.on.Load() {
+		s.mu.Lock()
+		s.calls = append(s.calls, len(all))
+		s.mu.Unlock()
+	}
+	return s.Publisher.Publish(ctx, all)
+}
+
+func (s *sized) seen() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.calls)
+}
+
+func TestParkedMessagesAreTriedOneAtATimeWhileTheSinkIsAway(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := &sized{}
+	p.Publisher = &memory.Publisher{Sizes: outbox.Limits{Batch: 100, Parallel: 1}, Fault: func(context.Context, *outbox.Message) error {
+		if p.on.Load() {
+			return badGateway()
+		}
+		return errors.New("no")
+	}}
+	sink := to(p)
+	sink.Retry.MaxAttempts = 1_000_000 // none is given up here
+	r.relay(outbox.Options{Shards: 1}, sink)
+	const keys = 50
+	r.flood(keys, 1)
+	r.eventually("all are parked", func() bool { return len(r.parked(outbox.Selection{Limit: 2 * keys})) == keys })
+	p.on.Store(true)
+	r.eventually("they are tried again and again", func() bool { return len(p.seen()) > 3 })
+	for _, n := range p.seen()[1:] { // the first is how it is found out
+		if n != 1 {
+			t.Errorf("a call brought %d messages while the sink takes none", n)
+		}
+	}
 }
