@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -11,10 +12,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/participant"
 )
@@ -42,8 +45,9 @@ type SagaReconciler struct {
 	// Events has a Kubernetes event made for each change of phase.
 	Events bool
 	Logger *slog.Logger
-	// Clock tells the time; the system's by default.
-	Clock func() time.Time
+	// Clock and Random are the time and the chance that pauses are drawn from; the system's by default.
+	Clock  func() time.Time
+	Random func() uint64
 	// Concurrency is how many sagas are reconciled at once; DefaultConcurrency by default.
 	Concurrency int
 	// Watches reports whether a namespace is this operator's business; nil for all.
@@ -62,6 +66,19 @@ type SagaReconciler struct {
 
 type queue = workqueue.TypedRateLimitingInterface[engine.Key]
 
+// Drive prepares the reconciler for a driver that stands in the place of a manager, as in a simulation. Keys to be reconciled go to q,
+// and the driver calls Reconcile with them; the handlers that are returned have to be told of every change of an object. Client, Live
+// and Engine have to be set.
+func (r *SagaReconciler) Drive(q workqueue.TypedRateLimitingInterface[engine.Key]) handler.TypedFuncs[*v1.Saga, engine.Key] {
+	r.setDefaults()
+	r.queue.Store(&q)
+	return r.handlers()
+}
+
+// Recover queues every saga that is recorded and not finished. A manager does so by itself; a driver calls it when its process begins
+// to lead, and from time to time.
+func (r *SagaReconciler) Recover(ctx context.Context) error { return r.queueUnfinished(ctx) }
+
 // What the reconciler may do at the API server is in config/rbac/role.yaml, written by hand: the tests of the whole operator run with that role and no other.
 
 // SetupWithManager adds the controller and its recovery to a manager.
@@ -72,7 +89,13 @@ func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconci
 	if r.Engine == nil {
 		return errors.New("setting up the saga controller: Engine is required")
 	}
-	r.setDefaults(mgr)
+	r.setDefaults()
+	if r.Client == nil {
+		r.Client = mgr.GetClient()
+	}
+	if r.Live == nil {
+		r.Live = mgr.GetAPIReader()
+	}
 	c, err := controller.NewTyped("saga", mgr, controller.TypedOptions[engine.Key]{
 		Reconciler:              outer,
 		MaxConcurrentReconciles: r.Concurrency,
@@ -99,19 +122,16 @@ func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconci
 	return mgr.Add(&recovery{r: r})
 }
 
-func (r *SagaReconciler) setDefaults(mgr manager.Manager) {
+func (r *SagaReconciler) setDefaults() {
 	r.started, r.lost = make(chan struct{}), make(signal, 1)
-	if r.Client == nil {
-		r.Client = mgr.GetClient()
-	}
-	if r.Live == nil {
-		r.Live = mgr.GetAPIReader()
-	}
 	if r.Logger == nil {
 		r.Logger = slog.New(slog.DiscardHandler)
 	}
 	if r.Clock == nil {
 		r.Clock = time.Now
+	}
+	if r.Random == nil {
+		r.Random = rand.Uint64
 	}
 	if r.Concurrency <= 0 {
 		r.Concurrency = DefaultConcurrency

@@ -73,11 +73,11 @@ func (r *SagaReconciler) mirror(ctx context.Context, s *sighting) {
 	case apierrors.IsInvalid(err), apierrors.IsForbidden(err):
 		s.unwritable = true
 		r.Logger.Error("the API server refuses the status", "saga", s.key, "error", err)
-		s.wakeAt(r.Clock().Add(jitter(min(mirrorRetry<<min(s.note.refused, maxRefusedDoublings), refusedRetry))))
+		s.wakeAt(r.Clock().Add(r.jitter(min(mirrorRetry<<min(s.note.refused, maxRefusedDoublings), refusedRetry))))
 		s.note = r.notes.change(s.key, func(n *note) { n.refused++ })
 	default:
 		r.Logger.Warn("the status could not be written; trying again", "saga", s.key, "error", err)
-		s.wakeAt(r.Clock().Add(jitter(mirrorRetry)))
+		s.wakeAt(r.Clock().Add(r.jitter(mirrorRetry)))
 	}
 }
 

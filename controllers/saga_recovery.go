@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"runtime/debug"
 	"time"
 
@@ -38,10 +37,10 @@ func (v *recovery) Start(ctx context.Context) error {
 
 // round queues every unfinished saga, and waits until it is time to do so again.
 func (v *recovery) round(ctx context.Context) {
-	again := time.After(jitter(recoverEvery))
+	again := time.After(v.r.jitter(recoverEvery))
 	if err := v.r.queueUnfinished(ctx); err != nil {
 		v.r.Logger.Warn("unfinished sagas could not be looked up; trying again", "error", err)
-		again = time.After(jitter(2 * storePoll))
+		again = time.After(v.r.jitter(2 * storePoll))
 	}
 	for {
 		select {
@@ -61,7 +60,7 @@ func (v *recovery) awaitStore(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(jitter(storePoll)):
+		case <-time.After(v.r.jitter(storePoll)):
 		}
 		if err := v.r.Engine.Unfinished(ctx, func(engine.Key) bool { return false }); err == nil {
 			break
@@ -95,7 +94,9 @@ func (r *SagaReconciler) queueUnfinished(ctx context.Context) (err error) {
 }
 
 // jitter draws a time from [d/2, 3d/2), so that what many do periodically does not happen at once.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+func (r *SagaReconciler) jitter(d time.Duration) time.Duration {
+	return d/2 + time.Duration(r.Random()%uint64(d))
+}
 
 // signal says that something has happened at least once since somebody last waited for it. Raising it never blocks.
 type signal chan struct{}

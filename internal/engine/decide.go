@@ -23,7 +23,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 		return fmt.Errorf("deciding about saga %s: its uid is not a UUID: %w", key, err)
 	}
 	for range maxRounds {
-		r := &running{key: key}
+		r := newRunning(key)
 		if err := e.load(ctx, r); err != nil {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
@@ -37,7 +37,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 			}
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
-		plan, err := e.plans.compile(r.state.Definition)
+		plan, err := e.Plans.compile(r.state.Definition)
 		if err != nil {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}

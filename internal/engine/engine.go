@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -69,6 +70,10 @@ type Options struct {
 	// Clock and Random are the time and the chance that decisions are given; the system's by default.
 	Clock  func() time.Time
 	Random func() uint64
+	// NewID makes the ids of events, UUIDs of version 7; uuid.NewV7 by default.
+	NewID func() (uuid.UUID, error)
+	// Plans keeps compiled definitions, and may be shared by several engines; the engine has its own by default.
+	Plans *Plans
 	// Workers bounds the attempts that run at once; DefaultWorkers by default.
 	Workers int
 	Logger  *slog.Logger
@@ -79,7 +84,6 @@ type Options struct {
 // Engine drives sagas. It is safe for concurrent use; calls for one saga take turns.
 type Engine struct {
 	Options
-	plans   *planCache
 	pool    *pool
 	metrics *metrics
 
@@ -100,6 +104,12 @@ func New(o Options) (*Engine, error) {
 	if o.Random == nil {
 		o.Random = rand.Uint64
 	}
+	if o.NewID == nil {
+		o.NewID = uuid.NewV7
+	}
+	if o.Plans == nil {
+		o.Plans = NewPlans()
+	}
 	if o.Workers <= 0 {
 		o.Workers = DefaultWorkers
 	}
@@ -110,7 +120,7 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, plans: newPlanCache(), pool: newPool(o.Workers), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, pool: newPool(o.Workers), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
@@ -121,8 +131,8 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (Result,
 	if err != nil {
 		return Result{}, err
 	}
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.enter()
+	defer r.leave()
 	r.observed = obs
 	for range maxRounds {
 		done, err := e.advanceOnce(ctx, r)
@@ -189,7 +199,7 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 		if r.plan != nil {
 			return nil, r.plan, nil
 		}
-		plan, err := e.plans.compile(r.state.Definition)
+		plan, err := e.Plans.compile(r.state.Definition)
 		if def := (*DefinitionError)(nil); errors.As(err, &def) {
 			def.Recorded = true
 		}
@@ -198,7 +208,7 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 	if r.observed.Definition == nil {
 		return nil, nil, nil
 	}
-	plan, err := e.plans.compile(*r.observed.Definition)
+	plan, err := e.Plans.compile(*r.observed.Definition)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -284,7 +294,8 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.mu.Unlock()
 	last, cancel := e.toRecord()
 	defer cancel()
-	for _, r := range left {
+	for _, uid := range slices.Sorted(maps.Keys(left)) { // the order is always the same, so that a simulation repeats
+		r := left[uid]
 		e.recordLast(last, r)
 		r.abandon()
 	}
@@ -296,8 +307,8 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 
 // recordLast records the outcomes that arrived while nobody advanced the saga any more. Failing is no loss: the attempt is sent again.
 func (e *Engine) recordLast(ctx context.Context, r *running) {
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.enter()
+	defer r.leave()
 	if len(r.waiting()) == 0 {
 		return
 	}
@@ -319,7 +330,7 @@ func (e *Engine) enter(key Key) (*running, error) {
 	}
 	r := e.sagas[key.UID]
 	if r == nil {
-		r = &running{key: key, attempts: map[saga.Attempt]context.CancelFunc{}}
+		r = newRunning(key)
 		e.sagas[key.UID] = r
 	}
 	return r, nil

@@ -17,16 +17,17 @@ const (
 	expressionBytes = 8 << 10
 )
 
-// planCache keeps compiled plans by the content of their definition.
-type planCache struct {
+// Plans keeps compiled plans by the content of their definition. It is safe for concurrent use.
+type Plans struct {
 	mu    sync.Mutex
 	plans map[[sha256.Size]byte]*saga.Plan
 	bytes int
 }
 
-func newPlanCache() *planCache { return &planCache{plans: map[[sha256.Size]byte]*saga.Plan{}} }
+// NewPlans returns an empty cache.
+func NewPlans() *Plans { return &Plans{plans: map[[sha256.Size]byte]*saga.Plan{}} }
 
-func (c *planCache) compile(def saga.Definition) (*saga.Plan, error) {
+func (c *Plans) compile(def saga.Definition) (*saga.Plan, error) {
 	data, err := json.Marshal(def)
 	if err != nil {
 		return nil, &DefinitionError{Fields: []saga.FieldError{{Field: "steps", Message: err.Error()}}}

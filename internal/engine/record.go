@@ -64,7 +64,7 @@ func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events
 	a := eventstore.Append{Stream: StreamOf(r.key.UID), Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
 	notices := r.state.Notices
 	for i, ev := range events {
-		id, err := uuid.NewV7()
+		id, err := e.NewID()
 		if err != nil {
 			return fmt.Errorf("making an event id: %w", err)
 		}

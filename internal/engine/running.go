@@ -12,8 +12,9 @@ import (
 type running struct {
 	key Key
 
-	// turn is held by the one Advance that moves the saga. It guards the fields of this group.
-	turn     sync.Mutex
+	// turn holds one token, which belongs to the one Advance that moves the saga. It guards the fields of this group. It is a channel
+	// and not a mutex because it is held over calls of the store: a goroutine that waits for it can be seen to wait (testing/synctest).
+	turn     chan struct{}
 	loaded   bool
 	state    saga.State
 	plan     *saga.Plan
@@ -27,6 +28,14 @@ type running struct {
 	attempts  map[saga.Attempt]context.CancelFunc
 	abandoned bool
 }
+
+func newRunning(key Key) *running {
+	return &running{key: key, turn: make(chan struct{}, 1), attempts: map[saga.Attempt]context.CancelFunc{}}
+}
+
+// enter waits for the saga's turn; leave ends it.
+func (r *running) enter() { r.turn <- struct{}{} }
+func (r *running) leave() { <-r.turn }
 
 func (r *running) result() Result {
 	res := Result{State: r.state}

@@ -157,7 +157,8 @@ func pause(r Retry, o Outcome, attempts int, random uint64) time.Duration {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(o.Attempt.Key(""))) // a hash never fails
 	drawn := time.Duration(rand.New(rand.NewPCG(random, h.Sum64())).Float64() * float64(ceiling))
-	return max(drawn, min(o.RetryAfter, r.MaxBackoff))
+	// Times are kept to the microsecond: a pause that is finer would end a moment before the recorded time.
+	return max(drawn, min(o.RetryAfter, r.MaxBackoff)).Truncate(time.Microsecond)
 }
 
 // suspendOrResume records what the user wants. Deleting means undoing, so it ends a suspension.

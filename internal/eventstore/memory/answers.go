@@ -81,7 +81,7 @@ func (s *Store) TakeAnswered(ctx context.Context, limit int) ([]eventstore.SagaS
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []eventstore.SagaState
-	for uid := range s.nudged {
+	for _, uid := range sorted(s.nudged) {
 		if len(all) >= limit {
 			break
 		}
@@ -91,7 +91,8 @@ func (s *Store) TakeAnswered(ctx context.Context, limit int) ([]eventstore.SagaS
 			all = append(all, state)
 		}
 	}
-	for uid, kept := range s.answers {
+	for _, uid := range sorted(s.answers) {
+		kept := s.answers[uid]
 		news := false
 		for _, a := range kept {
 			news = news || !a.told

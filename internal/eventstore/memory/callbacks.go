@@ -1,8 +1,11 @@
 package memory
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
@@ -47,7 +50,9 @@ func (s *Store) RemoveCallbacks(ctx context.Context, expiredBefore time.Time, li
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	removed := 0
-	for hash, c := range s.callbacks {
+	hashes := slices.SortedFunc(maps.Keys(s.callbacks), func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
+	for _, hash := range hashes {
+		c := s.callbacks[hash]
 		if removed < limit && c.ExpiresAt.Before(expiredBefore) {
 			delete(s.callbacks, hash)
 			removed++

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -44,7 +45,9 @@ func (s *Store) RemoveFinished(ctx context.Context, before time.Time, limit int)
 			uids = append(uids, uid)
 		}
 	}
-	slices.SortFunc(uids, func(a, b uuid.UUID) int { return s.finished[a].Compare(s.finished[b]) })
+	slices.SortFunc(uids, func(a, b uuid.UUID) int {
+		return cmp.Or(s.finished[a].Compare(s.finished[b]), bytes.Compare(a[:], b[:]))
+	})
 	uids = upTo(limit, uids)
 	for _, uid := range uids {
 		name := "saga-" + uid.String()

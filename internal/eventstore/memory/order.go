@@ -1,9 +1,13 @@
 package memory
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+
+	"github.com/google/uuid"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 )
@@ -39,6 +43,11 @@ func (s *Store) ReadAll(ctx context.Context, from eventstore.Checkpoint, filter 
 		next.Position = last
 	}
 	return eventstore.NewPage(cloned(events), c, next, next.Until != nil || s.position > c.UntilFloor, s.position-last), nil
+}
+
+// sorted returns the keys of a map in their order: what the store does first must not depend on chance.
+func sorted[V any](m map[uuid.UUID]V) []uuid.UUID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
 }
 
 // upTo returns the first of all, limit at most.

@@ -88,6 +88,9 @@ type Options struct {
 	TLS *tls.Config
 	// Clock is what a date in Retry-After is compared with; nil means time.Now.
 	Clock func() time.Time
+	// Transport sends the requests, in place of one that is made from Egress and TLS; a simulation brings its own. It has to call the
+	// httptrace.ClientTrace of a request's context when it hands out a connection: a request before that counts as not sent.
+	Transport nethttp.RoundTripper
 	// Callbacks gives out the URLs at which participants answer later; nil where nobody listens there, and then no step can ask for it.
 	Callbacks Callbacks
 }
@@ -101,6 +104,7 @@ type Callbacks interface {
 // Participant carries out effects of kind http. It is safe for concurrent use.
 type Participant struct {
 	transport *nethttp.Transport
+	sender    nethttp.RoundTripper // the transport, unless another was given
 	limit     int64
 	room      *semaphore.Weighted // for answers that are not small
 	userAgent string
@@ -124,7 +128,7 @@ func New(o Options) *Participant {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	return &Participant{
+	p := &Participant{
 		limit: o.MaxAnswerBytes, room: semaphore.NewWeighted(largeAnswers * o.MaxAnswerBytes), userAgent: o.UserAgent, clock: o.Clock, callbacks: o.Callbacks,
 		// The transport alone, without a client: no redirects, no cookies, no credentials from a URL. Proxy stays nil: a proxy would do
 		// the connecting, and the egress policy would judge the proxy's address.
@@ -140,6 +144,10 @@ func New(o Options) *Participant {
 			MaxResponseHeaderBytes: maxAnswerHeaderBytes,
 		},
 	}
+	if p.sender = o.Transport; p.sender == nil {
+		p.sender = p.transport
+	}
+	return p
 }
 
 // largeAnswers is how many answers of the largest size are held at once. All others together are smaller than these.
@@ -203,7 +211,7 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 	// be dead, which is harmless under one key): the flag is never cleared.
 	var sent atomic.Bool
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }}
-	resp, err := p.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, trace)))
+	resp, err := p.sender.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, trace)))
 	if err != nil {
 		return failed(ctx, err, sent.Load())
 	}
