@@ -97,10 +97,16 @@ func (r *SinkReconciler) standing(id string) (outbox.Status, bool) {
 	return (*all)[id], true
 }
 
-// coarse is an age as it is shown: to the second at first and to the minute later, so that a sink whose messages wait for days is not written every few seconds.
+// coarse rounds an age for display: to the second at first and to the minute later, so that the status of a sink whose messages wait for days is not written every few seconds.
+// An age below a second is shown as a second, because a backlog is never shown without an age.
 func coarse(age time.Duration) time.Duration {
 	const young = 2 * time.Minute
-	if age < young {
+	switch {
+	case age <= 0:
+		return 0
+	case age < time.Second:
+		return time.Second
+	case age < young:
 		return age.Truncate(time.Second)
 	}
 	return age.Truncate(time.Minute)
