@@ -222,7 +222,7 @@ func (d *decision) startActions() {
 	}
 	for i := range d.plan.steps {
 		f := &d.state.Steps[i].Do
-		if f.Status == NotStarted && d.plan.dependenciesDone(&d.state, i) || d.due(f) {
+		if f.Status == NotStarted && d.plan.dependenciesDone(&d.state, i) || f.due(d.in.Now) {
 			d.startAttempt(i, Action, f)
 		}
 	}
@@ -235,14 +235,10 @@ func (d *decision) startCompensations() {
 	undone := d.plan.undone(&d.state)
 	for i := range d.plan.steps {
 		f := &d.state.Steps[i].Compensation
-		if f.Status == NotStarted && d.plan.compensationReady(&d.state, i, undone) || d.due(f) {
+		if f.Status == NotStarted && d.plan.compensationReady(&d.state, i, undone) || f.due(d.in.Now) {
 			d.startAttempt(i, Compensation, f)
 		}
 	}
-}
-
-func (d *decision) due(f *EffectState) bool {
-	return f.Status == Waiting && !d.in.Now.Before(f.RetryAt)
 }
 
 func (d *decision) startAttempt(step int, dir Direction, f *EffectState) {

@@ -70,8 +70,6 @@ func Decided(s State, d Decision, now time.Time) (DecisionMade, error) {
 	return e, nil
 }
 
-func (f *EffectState) failedForGood() bool { return f.Status == Refused || f.Status == Exhausted }
-
 // decided has a saga go on after a decision.
 func (s *State) decided(e DecisionMade) {
 	s.Phase, s.Parked = Compensating, nil

@@ -2,35 +2,8 @@ package saga
 
 import (
 	"encoding/json"
-	"fmt"
 	"time"
 )
-
-// Direction tells an action from the compensation that undoes it.
-type Direction string
-
-// The two directions, and how they appear in idempotency keys and events.
-const (
-	Action       Direction = "action"
-	Compensation Direction = "compensation"
-)
-
-// Attempt names one call of a participant.
-type Attempt struct {
-	Step      string    `json:"step"`
-	Direction Direction `json:"direction"`
-	// Number counts the attempts of one effect from 1.
-	Number int `json:"number"`
-}
-
-// Key is the idempotency key of the effect that the attempt is for. It is derived, never drawn, and all attempts of one effect share it.
-func (a Attempt) Key(uid string) string {
-	return uid + "/" + a.Step + "/" + string(a.Direction)
-}
-
-func (a Attempt) String() string {
-	return fmt.Sprintf("attempt %d of the %s of step %q", a.Number, a.Direction, a.Step)
-}
 
 // OutcomeKind is what an attempt came to.
 type OutcomeKind string

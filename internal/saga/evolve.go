@@ -108,35 +108,3 @@ func (s *State) effect(a Attempt) *EffectState {
 		return &step.Do
 	}
 }
-
-func (f *EffectState) started(e AttemptStarted) {
-	if f.Attempts == 0 {
-		f.StartedAt = e.DecidedAt()
-	}
-	f.Status, f.Attempts, f.RetryAt, f.AnswerBy = InProgress, e.Number, time.Time{}, time.Time{}
-}
-
-func (f *EffectState) succeeded(e AttemptSucceeded) {
-	f.Status, f.MayHaveHappened, f.EndedAt, f.AnswerBy = Done, false, e.DecidedAt(), time.Time{}
-	f.Reason, f.Message = "", ""
-}
-
-func (f *EffectState) failed(e AttemptFailed) {
-	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
-	switch e.Outcome { // "try again" settles nothing
-	case Unknown:
-		f.MayHaveHappened = true
-	case Rejected: // a definite no settles whatever earlier attempts under the same key left open, if it is an answer to the key
-		f.MayHaveHappened = f.MayHaveHappened && e.Unasked
-	}
-	switch {
-	case !e.RetryAt.IsZero():
-		f.Status, f.RetryAt = Waiting, e.RetryAt
-		return
-	case e.Outcome == Rejected:
-		f.Status = Refused
-	default:
-		f.Status = Exhausted
-	}
-	f.EndedAt = e.DecidedAt()
-}

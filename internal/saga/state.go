@@ -21,47 +21,6 @@ const (
 // Terminal reports whether the phase never changes again.
 func (p Phase) Terminal() bool { return p == Completed || p == Compensated }
 
-// EffectStatus is where one effect (a step's action or its compensation) stands.
-type EffectStatus string
-
-// The states of an effect.
-const (
-	// NotStarted: never sent.
-	NotStarted EffectStatus = ""
-	// InProgress: an attempt has been started and has not ended.
-	InProgress EffectStatus = "InProgress"
-	// Accepted: the participant has taken the attempt and answers later. No call is under way.
-	Accepted EffectStatus = "Accepted"
-	// Waiting: an attempt failed and another will start at RetryAt.
-	Waiting EffectStatus = "Waiting"
-	// Done: it happened.
-	Done EffectStatus = "Done"
-	// Refused: a definite no.
-	Refused EffectStatus = "Refused"
-	// Exhausted: no attempt is left. Whether it happened is told by EffectState.MayHaveHappened.
-	Exhausted EffectStatus = "Exhausted"
-)
-
-// UnderWay reports whether an attempt has been started and has not ended.
-func (s EffectStatus) UnderWay() bool { return s == InProgress || s == Accepted }
-
-// EffectState is the fold of all events about one effect.
-type EffectState struct {
-	Status   EffectStatus `json:"status,omitempty"`
-	Attempts int          `json:"attempts,omitempty"`
-	// Before is how many of the attempts were made before a person had it tried again. They do not count against its limit.
-	Before int `json:"before,omitempty"`
-	// MayHaveHappened is true from an attempt whose outcome is unknown until a definite answer under the same key settles it.
-	MayHaveHappened bool      `json:"mayHaveHappened,omitempty"`
-	StartedAt       time.Time `json:"startedAt,omitzero"`
-	EndedAt         time.Time `json:"endedAt,omitzero"`
-	RetryAt         time.Time `json:"retryAt,omitzero"`
-	// AnswerBy is until when an answer is waited for, while the status is Accepted.
-	AnswerBy time.Time `json:"answerBy,omitzero"`
-	Reason   string    `json:"reason,omitempty"`
-	Message  string    `json:"message,omitempty"`
-}
-
 // StepState is the fold of all events about one step.
 type StepState struct {
 	Name         string          `json:"name"`

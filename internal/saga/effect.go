@@ -1,0 +1,112 @@
+package saga
+
+import (
+	"fmt"
+	"time"
+)
+
+// Direction tells an action from the compensation that undoes it.
+type Direction string
+
+// The two directions, and how they appear in idempotency keys and events.
+const (
+	Action       Direction = "action"
+	Compensation Direction = "compensation"
+)
+
+// Attempt names one call of a participant.
+type Attempt struct {
+	Step      string    `json:"step"`
+	Direction Direction `json:"direction"`
+	// Number counts the attempts of one effect from 1.
+	Number int `json:"number"`
+}
+
+// Key is the idempotency key of the effect that the attempt is for. It is derived, never drawn, and all attempts of one effect share it.
+func (a Attempt) Key(uid string) string {
+	return uid + "/" + a.Step + "/" + string(a.Direction)
+}
+
+func (a Attempt) String() string {
+	return fmt.Sprintf("attempt %d of the %s of step %q", a.Number, a.Direction, a.Step)
+}
+
+// EffectStatus is where one effect (a step's action or its compensation) stands.
+type EffectStatus string
+
+// The states of an effect.
+const (
+	// NotStarted: never sent.
+	NotStarted EffectStatus = ""
+	// InProgress: an attempt has been started and has not ended.
+	InProgress EffectStatus = "InProgress"
+	// Accepted: the participant has taken the attempt and answers later. No call is under way.
+	Accepted EffectStatus = "Accepted"
+	// Waiting: an attempt failed and another will start at RetryAt.
+	Waiting EffectStatus = "Waiting"
+	// Done: it happened.
+	Done EffectStatus = "Done"
+	// Refused: a definite no.
+	Refused EffectStatus = "Refused"
+	// Exhausted: no attempt is left. Whether it happened is told by EffectState.MayHaveHappened.
+	Exhausted EffectStatus = "Exhausted"
+)
+
+// UnderWay reports whether an attempt has been started and has not ended.
+func (s EffectStatus) UnderWay() bool { return s == InProgress || s == Accepted }
+
+// EffectState is the fold of all events about one effect.
+type EffectState struct {
+	Status   EffectStatus `json:"status,omitempty"`
+	Attempts int          `json:"attempts,omitempty"`
+	// Before is how many of the attempts were made before a person had it tried again. They do not count against its limit.
+	Before int `json:"before,omitempty"`
+	// MayHaveHappened is true from an attempt whose outcome is unknown until a definite answer under the same key settles it.
+	MayHaveHappened bool      `json:"mayHaveHappened,omitempty"`
+	StartedAt       time.Time `json:"startedAt,omitzero"`
+	EndedAt         time.Time `json:"endedAt,omitzero"`
+	RetryAt         time.Time `json:"retryAt,omitzero"`
+	// AnswerBy is until when an answer is waited for, while the status is Accepted.
+	AnswerBy time.Time `json:"answerBy,omitzero"`
+	Reason   string    `json:"reason,omitempty"`
+	Message  string    `json:"message,omitempty"`
+}
+
+func (f *EffectState) failedForGood() bool { return f.Status == Refused || f.Status == Exhausted }
+
+// due reports whether the pause before the next attempt is over.
+func (f *EffectState) due(now time.Time) bool {
+	return f.Status == Waiting && !now.Before(f.RetryAt)
+}
+
+func (f *EffectState) started(e AttemptStarted) {
+	if f.Attempts == 0 {
+		f.StartedAt = e.DecidedAt()
+	}
+	f.Status, f.Attempts, f.RetryAt, f.AnswerBy = InProgress, e.Number, time.Time{}, time.Time{}
+}
+
+func (f *EffectState) succeeded(e AttemptSucceeded) {
+	f.Status, f.MayHaveHappened, f.EndedAt, f.AnswerBy = Done, false, e.DecidedAt(), time.Time{}
+	f.Reason, f.Message = "", ""
+}
+
+func (f *EffectState) failed(e AttemptFailed) {
+	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
+	switch e.Outcome { // "try again" settles nothing
+	case Unknown:
+		f.MayHaveHappened = true
+	case Rejected: // a definite no settles whatever earlier attempts under the same key left open, if it is an answer to the key
+		f.MayHaveHappened = f.MayHaveHappened && e.Unasked
+	}
+	switch {
+	case !e.RetryAt.IsZero():
+		f.Status, f.RetryAt = Waiting, e.RetryAt
+		return
+	case e.Outcome == Rejected:
+		f.Status = Refused
+	default:
+		f.Status = Exhausted
+	}
+	f.EndedAt = e.DecidedAt()
+}
