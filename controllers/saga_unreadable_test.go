@@ -23,7 +23,7 @@ func (r *rig) recordByNewer(o *v1.Saga) {
 	r.Helper()
 	uid := string(o.UID)
 	def := saga.Definition{Steps: []saga.Step{{Name: "reserve", DependsOn: []string{"what-only-the-newer-one-knows"}, Do: saga.Effect{Kind: "http", With: json.RawMessage(`{}`)}}}}
-	attempt := saga.Attempt{Step: "reserve", Direction: saga.Action, Number: 1}
+	attempt := saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: 1}
 	a := eventstore.Append{Stream: engine.StreamOf(uid), State: &eventstore.SagaState{
 		UID: uuid.MustParse(uid), Namespace: o.Namespace, Name: o.Name, Phase: "Running", Version: 3, State: []byte(`{}`),
 	}}

@@ -22,7 +22,11 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 	if err != nil {
 		return nil, fmt.Errorf("reading the saga's uid: %w", err)
 	}
-	all, err := e.Store.Answers(ctx, uid, awaited...)
+	texts := make([]string, len(awaited))
+	for i, id := range awaited {
+		texts[i] = id.Text()
+	}
+	all, err := e.Store.Answers(ctx, uid, texts...)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +49,7 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 
 // answered is what an attempt came to by its answer.
 func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, number int) saga.Outcome {
-	o := saga.Outcome{Attempt: saga.Attempt{Step: a.Step, Direction: saga.Direction(a.Direction), Number: number}, Kind: saga.Succeeded}
+	o := saga.Outcome{Attempt: saga.Attempt{EffectID: saga.EffectID{Step: a.Step, Direction: saga.Direction(a.Direction)}, Number: number}, Kind: saga.Succeeded}
 	if a.Rejected {
 		o.Kind, o.Reason, o.Message = saga.Rejected, a.Reason, a.Message
 		return o

@@ -67,7 +67,7 @@ func (c *Callbacks) Issue(ctx context.Context, call participant.Call, within tim
 	_, _ = rand.Read(raw) // it never fails
 	token = base64.RawURLEncoding.EncodeToString(raw)
 	err = c.Store.PutCallback(ctx, eventstore.Callback{
-		TokenHash: sha256.Sum256([]byte(token)), UID: uid, Step: call.Attempt.Step, Direction: string(call.Attempt.Direction), Attempt: call.Attempt.Number,
+		TokenHash: sha256.Sum256([]byte(token)), UID: uid, Step: call.Attempt.Text(), Direction: string(call.Attempt.Direction), Attempt: call.Attempt.Number,
 		ExpiresAt: c.now().Add(within),
 	})
 	if err != nil {
@@ -94,7 +94,11 @@ func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) 
 	if err != nil {
 		return err
 	}
-	round, expected := state.Expects(found.Step, saga.Direction(found.Direction))
+	id, err := saga.ParseEffectID(found.Step, saga.Direction(found.Direction))
+	if err != nil {
+		return fmt.Errorf("taking an answer: %w", err)
+	}
+	round, expected := state.Expects(id)
 	answer := eventstore.Answer{
 		UID: found.UID, Step: found.Step, Direction: found.Direction, Round: round, Rejected: a.Rejected, Reason: a.Reason, Message: a.Message, Response: response,
 	}

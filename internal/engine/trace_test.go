@@ -11,7 +11,7 @@ import (
 func TestTheTraceIsTheSagaAndTheSpanTheAttempt(t *testing.T) {
 	t.Parallel()
 	s := saga.State{UID: "0190a0b0-c0d0-7000-8000-0123456789ab"}
-	a := saga.Attempt{Step: "a", Direction: saga.Action, Number: 1}
+	a := saga.Attempt{EffectID: saga.EffectID{Step: "a", Direction: saga.Action}, Number: 1}
 	first, again := traceParent(s, a), traceParent(s, a)
 	a.Number = 2
 	if first != again || first == traceParent(s, a) || len(first) != 55 || first[:36] != "00-0190a0b0c0d0700080000123456789ab-" {

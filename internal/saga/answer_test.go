@@ -15,7 +15,7 @@ func TestAnAcceptedAttemptIsNotUnderWayAndItsAnswerEndsIt(t *testing.T) {
 	if w := h.plan.Wake(h.state); !w.Equal(h.now.Add(time.Minute)) {
 		t.Errorf("it wants to be woken at %s", w)
 	}
-	if got := h.state.Awaited(); len(got) != 1 || got[0] != "pay" {
+	if got := h.state.Awaited(); len(got) != 1 || got[0] != (EffectID{Step: "pay", Direction: Action}) {
 		t.Error("it does not say that it waits")
 	}
 	h.answers("pay", Action, Succeeded)
@@ -104,7 +104,7 @@ func TestAnAnswerIsExpectedOnlyWhileTheSagaWantsTheEffect(t *testing.T) {
 	t.Parallel()
 	expects := func(h *history, step string, dir Direction, round int, want bool) {
 		t.Helper()
-		if got, ok := h.state.Expects(step, dir); ok != want || want && got != round {
+		if got, ok := h.state.Expects(EffectID{Step: step, Direction: dir}); ok != want || want && got != round {
 			t.Errorf("the %s of %s: round %d, expected: %t", dir, step, got, ok)
 		}
 	}

@@ -126,8 +126,8 @@ func (h *history) accepts(step string, dir Direction) []Event {
 // answers says what an attempt came to that was accepted.
 func (h *history) answers(step string, dir Direction, kind OutcomeKind) []Event {
 	h.t.Helper()
-	a := Attempt{Step: step, Direction: dir}
-	a.Number = h.state.effect(a).Attempts
+	id := EffectID{Step: step, Direction: dir}
+	a := Attempt{EffectID: id, Number: h.state.effect(id).Attempts}
 	return h.decide(Outcome{Attempt: a, Kind: kind, Reason: "Because", Message: "because " + step})
 }
 

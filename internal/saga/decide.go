@@ -88,7 +88,7 @@ func (d *decision) startSaga() {
 
 func (d *decision) recordOutcomes() {
 	for _, o := range d.in.Outcomes {
-		f := d.state.effect(o.Attempt)
+		f := d.state.effect(o.Attempt.EffectID)
 		if !f.Status.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
 			continue
 		}
@@ -115,7 +115,7 @@ func (d *decision) recordOutcomes() {
 // nothing to record.
 func (d *decision) recordLost() {
 	for _, a := range d.in.Lost {
-		if f := d.state.effect(a); f.Status == InProgress && f.Attempts == a.Number && !f.MayHaveHappened {
+		if f := d.state.effect(a.EffectID); f.Status == InProgress && f.Attempts == a.Number && !f.MayHaveHappened {
 			d.record(AttemptResent{At: d.at(), Attempt: a})
 		}
 	}
@@ -123,25 +123,23 @@ func (d *decision) recordLost() {
 
 // giveUpAnswers ends the attempts whose answer has not come in time: nobody knows what became of them.
 func (d *decision) giveUpAnswers() {
-	for i := range d.state.Steps {
-		for _, dir := range []Direction{Action, Compensation} {
-			a := Attempt{Step: d.state.Steps[i].Name, Direction: dir}
-			f := d.state.effect(a)
-			if f.Status != Accepted || d.in.Now.Before(f.AnswerBy) {
-				continue
-			}
-			a.Number = f.Attempts
-			o := Outcome{Attempt: a, Kind: Unknown, Reason: ReasonNoAnswer, Message: "it was accepted, and no answer came by " + f.AnswerBy.Format(time.RFC3339)}
-			d.record(AttemptFailed{At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Reason: o.Reason, Message: o.Message, RetryAt: d.retryAt(o)})
+	for id, f := range d.state.effects {
+		if f.Status != Accepted || d.in.Now.Before(f.AnswerBy) {
+			continue
 		}
+		o := Outcome{
+			Attempt: Attempt{EffectID: id, Number: f.Attempts}, Kind: Unknown, Reason: ReasonNoAnswer,
+			Message: "it was accepted, and no answer came by " + f.AnswerBy.Format(time.RFC3339),
+		}
+		d.record(AttemptFailed{At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Reason: o.Reason, Message: o.Message, RetryAt: d.retryAt(o)})
 	}
 }
 
 // retryAt says when the next attempt of the same effect starts; zero when there is none.
 func (d *decision) retryAt(o Outcome) time.Time {
-	effect := d.plan.effect(o.Attempt)
+	effect := d.plan.effect(o.Attempt.EffectID)
 	forward := o.Attempt.Direction == Action
-	counted := o.Attempt.Number - d.state.effect(o.Attempt).Before
+	counted := o.Attempt.Number - d.state.effect(o.Attempt.EffectID).Before
 	if effect == nil || o.Kind == Rejected || counted >= effect.Retry.MaxAttempts || forward && d.state.Phase != Running {
 		return time.Time{}
 	}
@@ -242,8 +240,8 @@ func (d *decision) startCompensations() {
 }
 
 func (d *decision) startAttempt(step int, dir Direction, f *EffectState) {
-	a := Attempt{Step: d.plan.def.Steps[step].Name, Direction: dir, Number: f.Attempts + 1}
-	d.record(AttemptStarted{At: d.at(), Attempt: a})
+	id := EffectID{Step: d.plan.def.Steps[step].Name, Direction: dir}
+	d.record(AttemptStarted{At: d.at(), Attempt: Attempt{EffectID: id, Number: f.Attempts + 1}})
 }
 
 // finish records the end, or that the saga is stuck.

@@ -304,7 +304,7 @@ func TestAnOutcomeThatCameTooLateIsIgnored(t *testing.T) {
 	first := h.inFlight("a", Action)
 	h.ends("a", Action, Retryable)
 	h.wake()
-	if ev := h.decide(Outcome{Attempt: first, Kind: Succeeded}, Outcome{Attempt: Attempt{Step: "nobody", Direction: Action, Number: 1}, Kind: Succeeded}); len(ev) > 0 {
+	if ev := h.decide(Outcome{Attempt: first, Kind: Succeeded}, Outcome{Attempt: Attempt{EffectID: EffectID{Step: "nobody", Direction: Action}, Number: 1}, Kind: Succeeded}); len(ev) > 0 {
 		t.Fatalf("decided %v", types(ev))
 	}
 }
@@ -336,7 +336,7 @@ func TestPausesAreFullJitterUnderADoublingCeiling(t *testing.T) {
 	for n, ceiling := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 4: 8 * time.Second, 5: 8 * time.Second, 99: 8 * time.Second} {
 		var low, high int
 		for random := range uint64(400) {
-			p := pause(r, Outcome{Attempt: Attempt{Step: "a", Number: n}}, n, random)
+			p := pause(r, Outcome{Attempt: Attempt{EffectID: EffectID{Step: "a"}, Number: n}}, n, random)
 			if p < 0 || p > ceiling {
 				t.Fatalf("the pause after attempt %d is %s, over the ceiling of %s", n, p, ceiling)
 			}
@@ -376,8 +376,8 @@ func TestMessagesOfOutcomesAreClippedToValidText(t *testing.T) {
 func TestKeysAreDerivedAndSharedByTheAttemptsOfOneEffect(t *testing.T) {
 	t.Parallel()
 	for want, a := range map[string]Attempt{
-		"u/charge/action":       {Step: "charge", Direction: Action, Number: 1},
-		"u/charge/compensation": {Step: "charge", Direction: Compensation, Number: 1},
+		"u/charge/action":       {EffectID: EffectID{Step: "charge", Direction: Action}, Number: 1},
+		"u/charge/compensation": {EffectID: EffectID{Step: "charge", Direction: Compensation}, Number: 1},
 	} {
 		again := a
 		again.Number = 7

@@ -2,6 +2,8 @@ package saga
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -14,22 +16,62 @@ const (
 	Compensation Direction = "compensation"
 )
 
+// EffectID names one effect of a saga. It never changes, so everything that is recorded about an
+// effect carries it.
+type EffectID struct {
+	Step string `json:"step"`
+	// Item is the index, in decimal, of the element of the list that the step runs over. It is
+	// empty for a step that runs once. No step runs over a list yet.
+	Item      string    `json:"item,omitempty"`
+	Direction Direction `json:"direction"`
+}
+
+// Text names the step and the item: charge, or charge[3]. Idempotency keys and the columns that
+// hold a step contain this text.
+func (id EffectID) Text() string {
+	if id.Item == "" {
+		return id.Step
+	}
+	return id.Step + "[" + id.Item + "]"
+}
+
+// ParseEffectID reads what Text returned.
+func ParseEffectID(text string, dir Direction) (EffectID, error) {
+	id := EffectID{Step: text, Direction: dir}
+	if step, rest, isItem := strings.Cut(text, "["); isItem {
+		id.Step, id.Item = step, strings.TrimSuffix(rest, "]")
+		n, err := strconv.ParseUint(id.Item, 10, 31)
+		if err != nil || id.Text() != text || strconv.FormatUint(n, 10) != id.Item {
+			return EffectID{}, fmt.Errorf("reading the effect %.80q: the index is not a number in brackets", text)
+		}
+	}
+	switch {
+	case id.Step == "":
+		return EffectID{}, fmt.Errorf("reading the effect %.80q: the step has no name", text)
+	case dir != Action && dir != Compensation:
+		return EffectID{}, fmt.Errorf("reading the effect %.80q: the direction %.80q must be %s or %s", text, dir, Action, Compensation)
+	}
+	return id, nil
+}
+
+// Key is the idempotency key of the effect in the saga with a uid. It is derived, never drawn, and
+// all attempts of the effect share it.
+func (id EffectID) Key(uid string) string {
+	return uid + "/" + id.Text() + "/" + string(id.Direction)
+}
+
+func (id EffectID) String() string {
+	return fmt.Sprintf("the %s of step %q", id.Direction, id.Text())
+}
+
 // Attempt names one call of a participant.
 type Attempt struct {
-	Step      string    `json:"step"`
-	Direction Direction `json:"direction"`
+	EffectID
 	// Number counts the attempts of one effect from 1.
 	Number int `json:"number"`
 }
 
-// Key is the idempotency key of the effect that the attempt is for. It is derived, never drawn, and all attempts of one effect share it.
-func (a Attempt) Key(uid string) string {
-	return uid + "/" + a.Step + "/" + string(a.Direction)
-}
-
-func (a Attempt) String() string {
-	return fmt.Sprintf("attempt %d of the %s of step %q", a.Number, a.Direction, a.Step)
-}
+func (a Attempt) String() string { return fmt.Sprintf("attempt %d of %s", a.Number, a.EffectID) }
 
 // EffectStatus is where one effect (a step's action or its compensation) stands.
 type EffectStatus string

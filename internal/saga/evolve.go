@@ -32,19 +32,19 @@ func (s *State) apply(e Event) {
 	case SagaStarted:
 		s.start(e)
 	case AttemptStarted:
-		s.effect(e.Attempt).started(e)
+		s.effect(e.EffectID).started(e)
 	case AttemptResent:
-		s.effect(e.Attempt).MayHaveHappened = true
+		s.effect(e.EffectID).MayHaveHappened = true
 	case AttemptSucceeded:
 		if step := s.Step(e.Step); step != nil && e.Direction == Action {
 			step.Output = e.Output
 		}
-		s.effect(e.Attempt).succeeded(e)
+		s.effect(e.EffectID).succeeded(e)
 	case AttemptAccepted:
-		f := s.effect(e.Attempt)
+		f := s.effect(e.EffectID)
 		f.Status, f.AnswerBy = Accepted, e.AnswerBy
 	case AttemptFailed:
-		s.effect(e.Attempt).failed(e)
+		s.effect(e.EffectID).failed(e)
 	case SagaCompensating:
 		s.Phase = Compensating
 		s.Failure = &Failure{Cause: e.Cause, Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt()}
@@ -92,19 +92,5 @@ func (s *State) giveUpRetries(at time.Time) {
 			continue
 		}
 		do.Status, do.RetryAt, do.AnswerBy, do.EndedAt = Exhausted, time.Time{}, time.Time{}, at
-	}
-}
-
-// effect returns the state of the effect that an attempt belongs to. An event about a step that the saga does not have changes nothing:
-// the store guards its streams, and a fold has nobody to tell.
-func (s *State) effect(a Attempt) *EffectState {
-	step := s.Step(a.Step)
-	switch {
-	case step == nil:
-		return &EffectState{}
-	case a.Direction == Compensation:
-		return &step.Compensation
-	default:
-		return &step.Do
 	}
 }

@@ -33,7 +33,7 @@ func NoticeOf(e Event) (Notice, bool) {
 	case SagaStarted:
 		return Notice{What: NoticeStarted}, true
 	case AttemptSucceeded:
-		n := Notice{What: NoticeStepSucceeded, Step: e.Step, Attempt: e.Attempt}
+		n := Notice{What: NoticeStepSucceeded, Step: e.Text(), Attempt: e.Attempt}
 		if e.Direction == Compensation {
 			n.What = NoticeStepCompensated
 		}
@@ -60,7 +60,7 @@ func noticeOfFailure(e AttemptFailed) (Notice, bool) {
 	if e.Outcome != Rejected && !e.RetryAt.IsZero() {
 		return Notice{}, false
 	}
-	n := Notice{What: NoticeStepFailed, Step: e.Step, Reason: e.Reason, Message: e.Message, Attempt: e.Attempt}
+	n := Notice{What: NoticeStepFailed, Step: e.Text(), Reason: e.Reason, Message: e.Message, Attempt: e.Attempt}
 	switch {
 	case e.Direction == Compensation:
 		n.What = NoticeCompensationFailed

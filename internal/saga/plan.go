@@ -32,13 +32,13 @@ func (p *Plan) Definition() Definition { return p.def }
 // Expressions returns how many expressions the plan holds: they are most of its size in memory.
 func (p *Plan) Expressions() int { return p.expressions }
 
-// effect returns the definition of the effect that an attempt belongs to; nil when the plan has none such.
-func (p *Plan) effect(a Attempt) *Effect {
-	i, ok := p.index[a.Step]
+// effect returns the definition of an effect; nil if the plan does not have it.
+func (p *Plan) effect(id EffectID) *Effect {
+	i, ok := p.index[id.Step]
 	switch {
 	case !ok:
 		return nil
-	case a.Direction == Compensation:
+	case id.Direction == Compensation:
 		return p.def.Steps[i].Compensation
 	default:
 		return &p.def.Steps[i].Do
@@ -47,7 +47,7 @@ func (p *Plan) effect(a Attempt) *Effect {
 
 // AttemptTimeout bounds an attempt; zero when the plan does not have its effect.
 func (p *Plan) AttemptTimeout(a Attempt) time.Duration {
-	if e := p.effect(a); e != nil {
+	if e := p.effect(a.EffectID); e != nil {
 		return e.AttemptTimeout
 	}
 	return 0
@@ -55,7 +55,7 @@ func (p *Plan) AttemptTimeout(a Attempt) time.Duration {
 
 // Kind names the kind of participant that carries an attempt out; empty when the plan does not have its effect.
 func (p *Plan) Kind(a Attempt) string {
-	if e := p.effect(a); e != nil {
+	if e := p.effect(a.EffectID); e != nil {
 		return e.Kind
 	}
 	return ""
@@ -67,14 +67,9 @@ func (p *Plan) InFlight(s State) []Attempt {
 		return nil
 	}
 	var in []Attempt
-	for i := range s.Steps {
-		if f := &s.Steps[i].Do; f.Status == InProgress {
-			in = append(in, Attempt{Step: s.Steps[i].Name, Direction: Action, Number: f.Attempts})
-		}
-	}
-	for i := range s.Steps {
-		if f := &s.Steps[i].Compensation; f.Status == InProgress {
-			in = append(in, Attempt{Step: s.Steps[i].Name, Direction: Compensation, Number: f.Attempts})
+	for id, f := range s.effects {
+		if f.Status == InProgress {
+			in = append(in, Attempt{EffectID: id, Number: f.Attempts})
 		}
 	}
 	return in
@@ -94,14 +89,12 @@ func (p *Plan) Wake(s State) time.Time {
 	if s.Phase != Running && s.Phase != Compensating {
 		return wake
 	}
-	for i := range s.Steps {
-		for _, f := range []*EffectState{&s.Steps[i].Do, &s.Steps[i].Compensation} {
-			switch {
-			case f.Status == Accepted:
-				sooner(f.AnswerBy)
-			case f.Status == Waiting && !s.Suspended:
-				sooner(f.RetryAt)
-			}
+	for _, f := range s.effects {
+		switch {
+		case f.Status == Accepted:
+			sooner(f.AnswerBy)
+		case f.Status == Waiting && !s.Suspended:
+			sooner(f.RetryAt)
 		}
 	}
 	return wake
@@ -169,18 +162,18 @@ func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
 	}
 	scope, err := p.scope(s, t)
 	if err != nil {
-		return nil, fmt.Errorf("rendering the %s of step %q: %w", a.Direction, a.Step, err)
+		return nil, fmt.Errorf("rendering %s: %w", a.EffectID, err)
 	}
 	v, err := t.Render(scope)
 	if err != nil {
 		if step := s.Step(a.Step); a.Direction == Compensation && reads(t, a.Step) && step.Do.Status != Done {
 			err = fmt.Errorf("it reads steps[%q].output, but %w; undo by a key that the saga chose, not by one that only the answer gave: %w", a.Step, ErrOutcomeUnknown, err)
 		}
-		return nil, fmt.Errorf("rendering the %s of step %q: %w", a.Direction, a.Step, err)
+		return nil, fmt.Errorf("rendering %s: %w", a.EffectID, err)
 	}
 	with, ok := v.(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("rendering the %s of step %q: the settings are not an object", a.Direction, a.Step)
+		return nil, fmt.Errorf("rendering %s: the settings are not an object", a.EffectID)
 	}
 	return with, nil
 }

@@ -189,13 +189,9 @@ func (s *simulation) act() {
 
 // accepted are the attempts whose answers are waited for.
 func accepted(s *State) (all []Attempt) {
-	for i := range s.Steps {
-		for _, dir := range []Direction{Action, Compensation} {
-			a := Attempt{Step: s.Steps[i].Name, Direction: dir}
-			if f := s.effect(a); f.Status == Accepted {
-				a.Number = f.Attempts
-				all = append(all, a)
-			}
+	for id, f := range s.effects {
+		if f.Status == Accepted {
+			all = append(all, Attempt{EffectID: id, Number: f.Attempts})
 		}
 	}
 	return all
@@ -369,7 +365,7 @@ func (c *checker) checkEnd(a Attempt) {
 }
 
 func (c *checker) checkStart(a Attempt) {
-	key, effect := a.Key(""), c.plan.effect(a)
+	key, effect := a.Key(""), c.plan.effect(a.EffectID)
 	switch {
 	case effect == nil:
 		c.t.Fatalf("%s was started, but there is no such effect", a)

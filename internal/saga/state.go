@@ -68,28 +68,54 @@ type State struct {
 	Labels map[string]string `json:"-"`
 }
 
-// Awaited returns the steps of which some effect waits for its participant's answer.
-func (s *State) Awaited() []string {
-	var names []string
-	for i := range s.Steps {
-		if s.Steps[i].Do.Status == Accepted || s.Steps[i].Compensation.Status == Accepted {
-			names = append(names, s.Steps[i].Name)
+// Awaited returns the effects that wait for their participant's answer.
+func (s *State) Awaited() []EffectID {
+	var ids []EffectID
+	for id, f := range s.effects {
+		if f.Status == Accepted {
+			ids = append(ids, id)
 		}
 	}
-	return names
+	return ids
 }
 
 // Expects reports whether an answer to an effect would count: an attempt is under way or has been accepted, or another is to follow, and the saga still wants the effect. round is how many
 // attempts had been made before a person had it tried again.
-func (s *State) Expects(step string, dir Direction) (round int, expected bool) {
-	if s.Step(step) == nil {
-		return 0, false
-	}
-	f, phase := s.effect(Attempt{Step: step, Direction: dir}), Running
-	if dir == Compensation {
+func (s *State) Expects(id EffectID) (round int, expected bool) {
+	f, phase := s.effect(id), Running
+	if id.Direction == Compensation {
 		phase = Compensating
 	}
 	return f.Before, s.Phase == phase && moving(f.Status)
+}
+
+// effect returns the state of an effect, the only place that looks one up. An event about an effect
+// that the saga does not have changes nothing: the result is a state that belongs to no saga.
+func (s *State) effect(id EffectID) *EffectState {
+	step := s.Step(id.Step)
+	switch {
+	case step == nil || id.Item != "":
+		return &EffectState{}
+	case id.Direction == Compensation:
+		return &step.Compensation
+	default:
+		return &step.Do
+	}
+}
+
+// effects calls yield with every effect: all actions in the order of the definition, then all
+// compensations.
+func (s *State) effects(yield func(EffectID, *EffectState) bool) {
+	for i := range s.Steps {
+		if !yield(EffectID{Step: s.Steps[i].Name, Direction: Action}, &s.Steps[i].Do) {
+			return
+		}
+	}
+	for i := range s.Steps {
+		if !yield(EffectID{Step: s.Steps[i].Name, Direction: Compensation}, &s.Steps[i].Compensation) {
+			return
+		}
+	}
 }
 
 // Step returns the state of the named step, or nil.

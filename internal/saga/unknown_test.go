@@ -74,7 +74,7 @@ func TestOnlyAnAttemptUnderWayIsSentAgain(t *testing.T) {
 	t.Parallel()
 	h := begin(t, twoSteps)
 	a := h.inFlight("pay", Action)
-	for _, e := range h.loses(Attempt{Step: "ship", Direction: Action, Number: 1}, Attempt{Step: "pay", Direction: Action, Number: 2}, Attempt{Step: "pay", Direction: Compensation, Number: 1}) {
+	for _, e := range h.loses(Attempt{EffectID: EffectID{Step: "ship", Direction: Action}, Number: 1}, Attempt{EffectID: EffectID{Step: "pay", Direction: Action}, Number: 2}, Attempt{EffectID: EffectID{Step: "pay", Direction: Compensation}, Number: 1}) {
 		t.Errorf("%+v", e)
 	}
 	h.accepts("pay", Action)

@@ -371,7 +371,7 @@ func sagaStarted(uid, ns, name string) saga.Event {
 }
 
 func attempted(n int) saga.Event {
-	return saga.AttemptStarted{At: at(n), Attempt: saga.Attempt{Step: "reserve", Direction: saga.Action, Number: n}}
+	return saga.AttemptStarted{At: at(n), Attempt: saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: n}}
 }
 
 // happened appends events to a saga's stream.

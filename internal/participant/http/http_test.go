@@ -83,7 +83,7 @@ func post(url string, more ...any) participant.Call {
 	}
 	return participant.Call{
 		Saga:    participant.Identity{UID: "u-1", Namespace: "shop", Name: "order-1042"},
-		Attempt: saga.Attempt{Step: "charge", Direction: saga.Action, Number: 1},
+		Attempt: saga.Attempt{EffectID: saga.EffectID{Step: "charge", Direction: saga.Action}, Number: 1},
 		Key:     "u-1/charge/action", With: with, TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 	}
 }

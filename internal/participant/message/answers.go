@@ -57,11 +57,15 @@ func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answe
 	if err := json.Unmarshal(row.State, &state); err != nil {
 		return fmt.Errorf("reading the state of saga %s: %w", answer.UID, err)
 	}
-	round, expected := state.Expects(answer.Step, saga.Direction(answer.Direction))
-	if !expected {
-		return fmt.Errorf("%w: the %s of step %.80q of saga %s", errNoAnswer, answer.Direction, answer.Step, answer.UID)
+	id, err := saga.ParseEffectID(answer.Step, saga.Direction(answer.Direction))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
-	if err := a.asked(ctx, name, &answer); err != nil {
+	round, expected := state.Expects(id)
+	if !expected {
+		return fmt.Errorf("%w: %.200s of saga %s", errNoAnswer, id, answer.UID)
+	}
+	if err := a.asked(ctx, name, answer.UID, id); err != nil {
 		return err
 	}
 	answer.Round = round
@@ -70,33 +74,33 @@ func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answe
 }
 
 // asked makes sure that the effect is a message to this sink which asks for a reply. The definition stands in the saga's first event, and nobody changes it.
-func (a *Answers) asked(ctx context.Context, sink string, answer *eventstore.Answer) error {
-	first, err := a.Store.Load(ctx, "saga-"+answer.UID.String(), 1, 1)
+func (a *Answers) asked(ctx context.Context, sink string, uid uuid.UUID, id saga.EffectID) error {
+	first, err := a.Store.Load(ctx, "saga-"+uid.String(), 1, 1)
 	if err != nil {
 		return err
 	}
 	if len(first) == 0 {
-		return fmt.Errorf("%w: the history of saga %s has been removed", errNoAnswer, answer.UID)
+		return fmt.Errorf("%w: the history of saga %s has been removed", errNoAnswer, uid)
 	}
 	event, err := saga.Unmarshal(first[0].Type, first[0].SchemaVersion, first[0].Data)
 	if err != nil {
-		return fmt.Errorf("reading the definition of saga %s: %w", answer.UID, err)
+		return fmt.Errorf("reading the definition of saga %s: %w", uid, err)
 	}
 	started, _ := event.(saga.SagaStarted)
 	for _, step := range started.Definition.Steps {
 		effect := &step.Do
-		if saga.Direction(answer.Direction) == saga.Compensation {
+		if id.Direction == saga.Compensation {
 			effect = step.Compensation
 		}
 		var with struct {
 			Sink  string
 			Reply json.RawMessage
 		}
-		if step.Name == answer.Step && effect != nil && effect.Kind == Kind && json.Unmarshal(effect.With, &with) == nil && with.Sink == sink && len(with.Reply) > 0 {
+		if step.Name == id.Step && effect != nil && effect.Kind == Kind && json.Unmarshal(effect.With, &with) == nil && with.Sink == sink && len(with.Reply) > 0 {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: the %s of step %q of saga %s is no message to this sink that asks for a reply", errNoAnswer, answer.Direction, answer.Step, answer.UID)
+	return fmt.Errorf("%w: %s of saga %s is no message to this sink that asks for a reply", errNoAnswer, id, uid)
 }
 
 // decode reads an answer.

@@ -34,7 +34,7 @@ func (s sinks) Sink(name string) (outbox.Sink, bool) {
 const uid = "019391c5-0000-7000-8000-000000000001"
 
 func call(with map[string]any) participant.Call {
-	a := saga.Attempt{Step: "charge", Direction: saga.Action, Number: 1}
+	a := saga.Attempt{EffectID: saga.EffectID{Step: "charge", Direction: saga.Action}, Number: 1}
 	return participant.Call{Saga: participant.Identity{UID: uid, Namespace: "shop", Name: "order-1"}, Attempt: a, Key: a.Key(uid), With: with, TraceParent: "00-1-2-01"}
 }
 

@@ -70,7 +70,7 @@ func History() *projection.Definition {
 }
 
 func attempt(at saga.At, a saga.Attempt) entry {
-	return entry{at: at.At, step: a.Step, direction: a.Direction, attempt: a.Number}
+	return entry{at: at.At, step: a.Text(), direction: a.Direction, attempt: a.Number}
 }
 
 func or(s, otherwise string) string {

@@ -35,11 +35,11 @@ func started(uid, name string) saga.Event {
 }
 
 func reserve(n int) saga.Attempt {
-	return saga.Attempt{Step: "reserve", Direction: saga.Action, Number: n}
+	return saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: n}
 }
 
 func undo(n int) saga.Attempt {
-	return saga.Attempt{Step: "reserve", Direction: saga.Compensation, Number: n}
+	return saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Compensation}, Number: n}
 }
 
 type world struct {
