@@ -103,7 +103,7 @@ func stepOf(state *saga.State) string {
 	}
 	first, more := "", 0
 	for i := range state.Steps {
-		if step := &state.Steps[i]; underWay(&step.Do) || underWay(&step.Compensation) {
+		if step := &state.Steps[i]; !step.Do.Settled() || !step.Compensation.Settled() {
 			if first == "" {
 				first = step.Name
 			} else {
@@ -115,10 +115,6 @@ func stepOf(state *saga.State) string {
 		return fmt.Sprintf("%s +%d", first, more)
 	}
 	return first
-}
-
-func underWay(f *saga.EffectState) bool {
-	return f.Status.UnderWay() || f.Status == saga.Waiting
 }
 
 // reasonOf says in a few words why the saga is not simply going forward.
@@ -177,12 +173,12 @@ func stepStatusOf(step *saga.StepState) v1.StepStatus {
 }
 
 func stepPhaseOf(step *saga.StepState) v1.StepPhase {
-	switch step.Compensation.Status {
-	case saga.InProgress, saga.Accepted, saga.Waiting:
+	switch undo := &step.Compensation; {
+	case !undo.Settled():
 		return v1.StepCompensating
-	case saga.Done:
+	case undo.Status == saga.Done:
 		return v1.StepCompensated
-	case saga.Refused, saga.Exhausted:
+	case undo.FailedForGood():
 		return v1.StepCompensationFailed
 	}
 	switch step.Do.Status {

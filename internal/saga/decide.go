@@ -89,7 +89,7 @@ func (d *decision) startSaga() {
 func (d *decision) recordOutcomes() {
 	for _, o := range d.in.Outcomes {
 		f := d.state.effect(o.Attempt.EffectID)
-		if !f.Status.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
+		if !f.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
 			continue
 		}
 		if o.Accepted && (o.Attempt.Direction == Compensation || d.state.Phase == Running) {
@@ -197,7 +197,7 @@ func (d *decision) rollBack() {
 
 func (d *decision) allDone() bool {
 	for i := range d.state.Steps {
-		if d.state.Steps[i].Do.Status != Done {
+		if !d.state.Steps[i].Do.Satisfied() {
 			return false
 		}
 	}
@@ -207,7 +207,7 @@ func (d *decision) allDone() bool {
 // firstFailed returns the first step, in the order of the definition, whose action failed for good.
 func (d *decision) firstFailed() *StepState {
 	for i := range d.state.Steps {
-		if st := d.state.Steps[i].Do.Status; st == Refused || st == Exhausted {
+		if d.state.Steps[i].Do.FailedForGood() {
 			return &d.state.Steps[i]
 		}
 	}
@@ -260,10 +260,10 @@ func (d *decision) finishRollback() {
 	for i := range d.state.Steps {
 		step := &d.state.Steps[i]
 		all = all && undone[i]
-		if moving(step.Do.Status) || moving(step.Compensation.Status) || d.plan.compensationReady(&d.state, i, undone) {
+		if !step.Do.Settled() || !step.Compensation.Settled() || d.plan.compensationReady(&d.state, i, undone) {
 			return // something is still to come
 		}
-		if c := step.Compensation.Status; c == Refused || c == Exhausted {
+		if step.Compensation.FailedForGood() {
 			failed = cmp.Or(failed, step)
 		}
 	}
@@ -274,8 +274,6 @@ func (d *decision) finishRollback() {
 		d.record(SagaParked{At: d.at(), Step: failed.Name, Reason: failed.Compensation.Reason, Message: failed.Compensation.Message})
 	}
 }
-
-func moving(s EffectStatus) bool { return s.UnderWay() || s == Waiting }
 
 // clip shortens a text to so many bytes of valid UTF-8 without NUL, which PostgreSQL keeps in no text.
 func clip(s string, limit int) string {

@@ -64,7 +64,7 @@ func Decided(s State, d Decision, now time.Time) (DecisionMade, error) {
 	if s.Phase != CompensationFailed {
 		return wrong("", "the saga is %s: only one that is %s waits for a decision", s.Phase, CompensationFailed)
 	}
-	if d.Step != "" && !s.Step(d.Step).Compensation.failedForGood() {
+	if d.Step != "" && !s.Step(d.Step).Compensation.FailedForGood() {
 		return wrong("step", "the compensation of step %q has not failed; that of step %q has", d.Step, s.Parked.Step)
 	}
 	return e, nil
@@ -75,7 +75,7 @@ func (s *State) decided(e DecisionMade) {
 	s.Phase, s.Parked = Compensating, nil
 	for i := range s.Steps {
 		c := &s.Steps[i].Compensation
-		if e.Step != "" && s.Steps[i].Name != e.Step || !c.failedForGood() {
+		if e.Step != "" && s.Steps[i].Name != e.Step || !c.FailedForGood() {
 			continue
 		}
 		switch e.Verdict {

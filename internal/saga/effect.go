@@ -94,9 +94,6 @@ const (
 	Exhausted EffectStatus = "Exhausted"
 )
 
-// UnderWay reports whether an attempt has been started and has not ended.
-func (s EffectStatus) UnderWay() bool { return s == InProgress || s == Accepted }
-
 // EffectState is the fold of all events about one effect.
 type EffectState struct {
 	Status   EffectStatus `json:"status,omitempty"`
@@ -114,7 +111,19 @@ type EffectState struct {
 	Message  string    `json:"message,omitempty"`
 }
 
-func (f *EffectState) failedForGood() bool { return f.Status == Refused || f.Status == Exhausted }
+// UnderWay reports whether an attempt has been started and has not ended.
+func (f *EffectState) UnderWay() bool { return f.Status == InProgress || f.Status == Accepted }
+
+// Settled reports whether the effect is at rest: no attempt is under way, and none follows by
+// itself. An effect that was never sent is at rest, too, and one at rest may be in doubt.
+func (f *EffectState) Settled() bool { return !f.UnderWay() && f.Status != Waiting }
+
+// Satisfied reports whether the effect holds up nothing that waits for it.
+func (f *EffectState) Satisfied() bool { return f.Status == Done }
+
+// FailedForGood reports whether the effect has ended without success, and no attempt follows by
+// itself.
+func (f *EffectState) FailedForGood() bool { return f.Status == Refused || f.Status == Exhausted }
 
 // due reports whether the pause before the next attempt is over.
 func (f *EffectState) due(now time.Time) bool {

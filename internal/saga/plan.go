@@ -102,7 +102,7 @@ func (p *Plan) Wake(s State) time.Time {
 
 func (p *Plan) dependenciesDone(s *State, i int) bool {
 	for _, d := range p.steps[i].dependencies {
-		if s.Steps[d].Do.Status != Done {
+		if !s.Steps[d].Do.Satisfied() {
 			return false
 		}
 	}
@@ -122,7 +122,7 @@ func (p *Plan) undone(s *State) []bool {
 	for k := len(p.order) - 1; k >= 0; k-- {
 		i := p.order[k]
 		step := &s.Steps[i]
-		undone[i] = !step.Do.Status.UnderWay() && (!p.toUndo(s, i) || step.Compensation.Status == Done) && p.dependentsUndone(i, undone)
+		undone[i] = step.Do.Settled() && (!p.toUndo(s, i) || step.Compensation.Satisfied()) && p.dependentsUndone(i, undone)
 	}
 	return undone
 }
@@ -140,7 +140,7 @@ func (p *Plan) dependentsUndone(i int, undone []bool) bool {
 // action itself is still under way it is not: its outcome is about to tell what there is to undo, and an undo that overtakes its action is lost.
 func (p *Plan) compensationReady(s *State, i int, undone []bool) bool {
 	step := &s.Steps[i]
-	return !step.Do.Status.UnderWay() && step.Compensation.Status == NotStarted && p.toUndo(s, i) && p.dependentsUndone(i, undone)
+	return step.Do.Settled() && step.Compensation.Status == NotStarted && p.toUndo(s, i) && p.dependentsUndone(i, undone)
 }
 
 // ErrOutcomeUnknown says that a compensation cannot be rendered because it reads the output of its own action, whose outcome is unknown.

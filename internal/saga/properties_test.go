@@ -82,7 +82,7 @@ func (s *simulation) person() {
 		return
 	}
 	for _, step := range s.state.Steps {
-		if (d.Step == "" || d.Step == step.Name) && step.Compensation.failedForGood() {
+		if (d.Step == "" || d.Step == step.Name) && step.Compensation.FailedForGood() {
 			switch d.Verdict {
 			case MarkedCompensated:
 				s.world.happened["u/"+step.Name+"/compensation"] = true
@@ -257,7 +257,7 @@ func TestEverySagaEndsWithEverythingDoneOrUndoneOrParked(t *testing.T) {
 				}
 			}
 		case CompensationFailed:
-			if p := s.state.Step(s.state.Parked.Step); p.Compensation.Status != Refused && p.Compensation.Status != Exhausted {
+			if p := s.state.Step(s.state.Parked.Step); !p.Compensation.FailedForGood() {
 				t.Fatalf("parked at step %s, whose compensation is %q", p.Name, p.Compensation.Status)
 			}
 		default:

@@ -86,7 +86,7 @@ func (s *State) Expects(id EffectID) (round int, expected bool) {
 	if id.Direction == Compensation {
 		phase = Compensating
 	}
-	return f.Before, s.Phase == phase && moving(f.Status)
+	return f.Before, s.Phase == phase && !f.Settled()
 }
 
 // effect returns the state of an effect, the only place that looks one up. An event about an effect
