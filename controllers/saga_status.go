@@ -191,7 +191,7 @@ func stepPhaseOf(step *saga.StepState) v1.StepPhase {
 	case saga.Refused:
 		return v1.StepRejected
 	case saga.Exhausted:
-		if step.Do.MayHaveHappened {
+		if step.Do.InDoubt {
 			return v1.StepUnknown
 		}
 		return v1.StepFailed

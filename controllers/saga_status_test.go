@@ -111,7 +111,7 @@ func TestTheColumnsTellWhereASagaStands(t *testing.T) {
 func TestEachStepHasAPhaseOfItsOwn(t *testing.T) {
 	t.Parallel()
 	unknown := step("x", saga.Exhausted)
-	unknown.Do.MayHaveHappened = true
+	unknown.Do.InDoubt = true
 	for want, st := range map[v1.StepPhase]saga.StepState{
 		v1.StepPending:            step("x", saga.NotStarted),
 		v1.StepRunning:            step("x", saga.InProgress),
@@ -141,7 +141,7 @@ func TestAStatusIsBoundedWhateverTheSaga(t *testing.T) {
 			for i := range steps {
 				s := undone(step(fmt.Sprintf("%s-%03d", strings.Repeat("n", saga.MaxNameLength-4), i), saga.Exhausted), saga.Exhausted)
 				s.Do.Attempts, s.Compensation.Attempts = saga.MaxAttempts, saga.MaxAttempts
-				s.Do.EndedAt, s.Compensation.EndedAt, s.Do.MayHaveHappened = ended, ended, true
+				s.Do.EndedAt, s.Compensation.EndedAt, s.Do.InDoubt = ended, ended, true
 				s.Do.Message, s.Compensation.Message = message, message
 				steps[i] = s
 			}

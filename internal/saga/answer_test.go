@@ -43,7 +43,7 @@ func TestAnAnswerThatDoesNotComeLeavesTheOutcomeUnknownAndTheAttemptIsRepeated(t
 		t.Errorf("too early it decided %v", types(events))
 	}
 	h.wake()
-	if f := h.state.Steps[0].Do; f.Status != Waiting || !f.MayHaveHappened || f.Reason != ReasonNoAnswer {
+	if f := h.state.Steps[0].Do; f.Status != Waiting || !f.InDoubt || f.Reason != ReasonNoAnswer {
 		t.Errorf("the action is %+v", f)
 	}
 	h.answers("pay", Action, Succeeded) // between two attempts nobody waits

@@ -115,7 +115,7 @@ func (d *decision) recordOutcomes() {
 // nothing to record.
 func (d *decision) recordLost() {
 	for _, a := range d.in.Lost {
-		if f := d.state.effect(a.EffectID); f.Status == InProgress && f.Attempts == a.Number && !f.MayHaveHappened {
+		if f := d.state.effect(a.EffectID); f.Status == InProgress && f.Attempts == a.Number && !f.InDoubt {
 			d.record(AttemptResent{At: d.at(), Attempt: a})
 		}
 	}

@@ -82,7 +82,7 @@ func (s *State) decided(e DecisionMade) {
 		case Retried:
 			c.Status, c.RetryAt, c.EndedAt, c.Before = Waiting, e.DecidedAt(), time.Time{}, c.Attempts
 		default:
-			c.Status, c.MayHaveHappened, c.EndedAt = Done, false, e.DecidedAt()
+			c.Status, c.InDoubt, c.EndedAt = Done, false, e.DecidedAt()
 			c.Reason, c.Message = string(e.Verdict), clip("decided by "+e.By+": "+e.Reason, maxMessageBytes)
 		}
 	}

@@ -90,7 +90,7 @@ const (
 	Done EffectStatus = "Done"
 	// Refused: a definite no.
 	Refused EffectStatus = "Refused"
-	// Exhausted: no attempt is left. Whether it happened is told by EffectState.MayHaveHappened.
+	// Exhausted: no attempt is left. EffectState.InDoubt tells whether it may have happened.
 	Exhausted EffectStatus = "Exhausted"
 )
 
@@ -100,11 +100,12 @@ type EffectState struct {
 	Attempts int          `json:"attempts,omitempty"`
 	// Before is how many of the attempts were made before a person had it tried again. They do not count against its limit.
 	Before int `json:"before,omitempty"`
-	// MayHaveHappened is true from an attempt whose outcome is unknown until a definite answer under the same key settles it.
-	MayHaveHappened bool      `json:"mayHaveHappened,omitempty"`
-	StartedAt       time.Time `json:"startedAt,omitzero"`
-	EndedAt         time.Time `json:"endedAt,omitzero"`
-	RetryAt         time.Time `json:"retryAt,omitzero"`
+	// InDoubt is true from an attempt whose outcome is unknown until the participant's definite
+	// word under the same key; see doubtAfter.
+	InDoubt   bool      `json:"inDoubt,omitempty"`
+	StartedAt time.Time `json:"startedAt,omitzero"`
+	EndedAt   time.Time `json:"endedAt,omitzero"`
+	RetryAt   time.Time `json:"retryAt,omitzero"`
 	// AnswerBy is until when an answer is waited for, while the status is Accepted.
 	AnswerBy time.Time `json:"answerBy,omitzero"`
 	Reason   string    `json:"reason,omitempty"`
@@ -120,6 +121,9 @@ func (f *EffectState) Settled() bool { return !f.UnderWay() && f.Status != Waiti
 
 // Satisfied reports whether the effect holds up nothing that waits for it.
 func (f *EffectState) Satisfied() bool { return f.Status == Done }
+
+// MayHaveHappened reports whether there may be something to undo.
+func (f *EffectState) MayHaveHappened() bool { return f.Status == Done || f.InDoubt }
 
 // FailedForGood reports whether the effect has ended without success, and no attempt follows by
 // itself.
@@ -138,18 +142,26 @@ func (f *EffectState) started(e AttemptStarted) {
 }
 
 func (f *EffectState) succeeded(e AttemptSucceeded) {
-	f.Status, f.MayHaveHappened, f.EndedAt, f.AnswerBy = Done, false, e.DecidedAt(), time.Time{}
+	f.Status, f.InDoubt, f.EndedAt, f.AnswerBy = Done, false, e.DecidedAt(), time.Time{}
 	f.Reason, f.Message = "", ""
+}
+
+// doubtAfter reports whether the effect is in doubt after an attempt that failed. Only the
+// participant's own word settles a doubt, and a Rejected that is not its answer to the key is not.
+func (f *EffectState) doubtAfter(outcome OutcomeKind, unasked bool) bool {
+	switch outcome {
+	case Unknown:
+		return true
+	case Rejected:
+		return f.InDoubt && unasked
+	default: // a Retryable says nothing about earlier attempts
+		return f.InDoubt
+	}
 }
 
 func (f *EffectState) failed(e AttemptFailed) {
 	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
-	switch e.Outcome { // "try again" settles nothing
-	case Unknown:
-		f.MayHaveHappened = true
-	case Rejected: // a definite no settles whatever earlier attempts under the same key left open, if it is an answer to the key
-		f.MayHaveHappened = f.MayHaveHappened && e.Unasked
-	}
+	f.InDoubt = f.doubtAfter(e.Outcome, e.Unasked)
 	switch {
 	case !e.RetryAt.IsZero():
 		f.Status, f.RetryAt = Waiting, e.RetryAt

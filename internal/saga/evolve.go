@@ -34,7 +34,7 @@ func (s *State) apply(e Event) {
 	case AttemptStarted:
 		s.effect(e.EffectID).started(e)
 	case AttemptResent:
-		s.effect(e.EffectID).MayHaveHappened = true
+		s.effect(e.EffectID).InDoubt = true
 	case AttemptSucceeded:
 		if step := s.Step(e.Step); step != nil && e.Direction == Action {
 			step.Output = e.Output
@@ -86,7 +86,7 @@ func (s *State) giveUpRetries(at time.Time) {
 		do := &s.Steps[i].Do
 		switch do.Status {
 		case Accepted:
-			do.MayHaveHappened = true
+			do.InDoubt = true
 		case Waiting:
 		default:
 			continue

@@ -113,7 +113,7 @@ func (p *Plan) dependenciesDone(s *State, i int) bool {
 // that was not sent or was definitely refused.
 func (p *Plan) toUndo(s *State, i int) bool {
 	do := &s.Steps[i].Do
-	return p.def.Steps[i].Compensation != nil && (do.Status == Done || do.MayHaveHappened)
+	return p.def.Steps[i].Compensation != nil && do.MayHaveHappened()
 }
 
 // undone says of each step whether nothing is left to undo in it and in everything that depends on it, directly or not.
