@@ -11,8 +11,8 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// answers returns the outcomes of the attempts that were accepted and have been answered. The answer is to the effect: whichever of its attempts the participant had in mind,
-// it is the latest one that is waited for.
+// answers returns the outcomes of the attempts that were accepted and have been answered. Which
+// attempt an answer ends is the core's rule; see State.RepliedAttempt.
 func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]saga.Outcome, error) {
 	awaited := r.state.Awaited()
 	if len(awaited) == 0 {
@@ -32,24 +32,20 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 	}
 	var outcomes []saga.Outcome
 	for i := range all {
-		step := r.state.Step(all[i].Step)
-		if step == nil {
-			continue
+		id, err := saga.ParseEffectID(all[i].Step, saga.Direction(all[i].Direction))
+		if err != nil {
+			continue // it is for no effect of a saga
 		}
-		f := &step.Do
-		if saga.Direction(all[i].Direction) == saga.Compensation {
-			f = &step.Compensation
-		}
-		if f.Status == saga.Accepted && f.Before == all[i].Round {
-			outcomes = append(outcomes, e.answered(r, plan, &all[i], f.Attempts))
+		if attempt, ok := r.state.RepliedAttempt(id, all[i].Round); ok {
+			outcomes = append(outcomes, e.answered(r, plan, &all[i], attempt))
 		}
 	}
 	return outcomes, nil
 }
 
 // answered is what an attempt came to by its answer.
-func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, number int) saga.Outcome {
-	o := saga.Outcome{Attempt: saga.Attempt{EffectID: saga.EffectID{Step: a.Step, Direction: saga.Direction(a.Direction)}, Number: number}, Kind: saga.Succeeded}
+func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, attempt saga.Attempt) saga.Outcome {
+	o := saga.Outcome{Attempt: attempt, Kind: saga.Succeeded}
 	if a.Rejected {
 		o.Kind, o.Reason, o.Message = saga.Rejected, a.Reason, a.Message
 		return o

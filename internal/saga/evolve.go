@@ -1,9 +1,6 @@
 package saga
 
-import (
-	"slices"
-	"time"
-)
+import "slices"
 
 // Fold applies events to a state, oldest first, and returns the result. The state that was passed in is left as it was.
 func Fold(s State, events ...Event) State {
@@ -46,9 +43,7 @@ func (s *State) apply(e Event) {
 	case AttemptFailed:
 		s.effect(e.EffectID).failed(e)
 	case SagaCompensating:
-		s.Phase = Compensating
-		s.Failure = &Failure{Cause: e.Cause, Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt()}
-		s.giveUpRetries(e.DecidedAt())
+		s.turnBack(e)
 	case SagaCompleted:
 		s.end(Completed, e.DecidedAt())
 	case SagaCompensated:
@@ -62,35 +57,5 @@ func (s *State) apply(e Event) {
 		s.Suspended = true
 	case SagaResumed:
 		s.Suspended = false
-	}
-}
-
-func (s *State) start(e SagaStarted) {
-	s.UID, s.Namespace, s.Name, s.CreatedBy, s.Labels = e.UID, e.Namespace, e.Name, e.CreatedBy, e.Labels
-	s.Phase, s.TraceParent = Running, e.TraceParent
-	s.StartedAt, s.DeadlineAt = e.DecidedAt(), e.DeadlineAt
-	s.Definition, s.Input = e.Definition, e.Input
-	s.Steps = make([]StepState, len(e.Definition.Steps))
-	for i, step := range e.Definition.Steps {
-		s.Steps[i].Name = step.Name
-	}
-}
-
-func (s *State) end(p Phase, at time.Time) {
-	s.Phase, s.EndedAt, s.Suspended = p, at, false
-}
-
-// giveUpRetries ends the actions that were waiting for another attempt, or for an answer: there is no way forward any more. What was accepted may happen, and is undone.
-func (s *State) giveUpRetries(at time.Time) {
-	for i := range s.Steps {
-		do := &s.Steps[i].Do
-		switch do.Status {
-		case Accepted:
-			do.InDoubt = true
-		case Waiting:
-		default:
-			continue
-		}
-		do.Status, do.RetryAt, do.AnswerBy, do.EndedAt = Exhausted, time.Time{}, time.Time{}, at
 	}
 }

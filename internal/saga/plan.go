@@ -100,49 +100,6 @@ func (p *Plan) Wake(s State) time.Time {
 	return wake
 }
 
-func (p *Plan) dependenciesDone(s *State, i int) bool {
-	for _, d := range p.steps[i].dependencies {
-		if !s.Steps[d].Do.Satisfied() {
-			return false
-		}
-	}
-	return true
-}
-
-// toUndo reports whether the compensation of a step has to run: the action happened, or may have, and can be undone. It never has to for an action
-// that was not sent or was definitely refused.
-func (p *Plan) toUndo(s *State, i int) bool {
-	do := &s.Steps[i].Do
-	return p.def.Steps[i].Compensation != nil && do.MayHaveHappened()
-}
-
-// undone says of each step whether nothing is left to undo in it and in everything that depends on it, directly or not.
-func (p *Plan) undone(s *State) []bool {
-	undone := make([]bool, len(p.steps))
-	for k := len(p.order) - 1; k >= 0; k-- {
-		i := p.order[k]
-		step := &s.Steps[i]
-		undone[i] = step.Do.Settled() && (!p.toUndo(s, i) || step.Compensation.Satisfied()) && p.dependentsUndone(i, undone)
-	}
-	return undone
-}
-
-func (p *Plan) dependentsUndone(i int, undone []bool) bool {
-	for _, d := range p.steps[i].dependents {
-		if !undone[d] {
-			return false
-		}
-	}
-	return true
-}
-
-// compensationReady reports whether the compensation of a step has to run, has not started, and is next in reverse dependency order. While the
-// action itself is still under way it is not: its outcome is about to tell what there is to undo, and an undo that overtakes its action is lost.
-func (p *Plan) compensationReady(s *State, i int, undone []bool) bool {
-	step := &s.Steps[i]
-	return step.Do.Settled() && step.Compensation.Status == NotStarted && p.toUndo(s, i) && p.dependentsUndone(i, undone)
-}
-
 // ErrOutcomeUnknown says that a compensation cannot be rendered because it reads the output of its own action, whose outcome is unknown.
 var ErrOutcomeUnknown = errors.New("the action's outcome is unknown, so it has no output")
 

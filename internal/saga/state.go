@@ -68,39 +68,21 @@ type State struct {
 	Labels map[string]string `json:"-"`
 }
 
-// Awaited returns the effects that wait for their participant's answer.
-func (s *State) Awaited() []EffectID {
-	var ids []EffectID
-	for id, f := range s.effects {
-		if f.Status == Accepted {
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
-
-// Expects reports whether an answer to an effect would count: an attempt is under way or has been accepted, or another is to follow, and the saga still wants the effect. round is how many
-// attempts had been made before a person had it tried again.
-func (s *State) Expects(id EffectID) (round int, expected bool) {
-	f, phase := s.effect(id), Running
-	if id.Direction == Compensation {
-		phase = Compensating
-	}
-	return f.Before, s.Phase == phase && !f.Settled()
-}
-
 // effect returns the state of an effect, the only place that looks one up. An event about an effect
 // that the saga does not have changes nothing: the result is a state that belongs to no saga.
 func (s *State) effect(id EffectID) *EffectState {
 	step := s.Step(id.Step)
-	switch {
-	case step == nil || id.Item != "":
+	if step == nil || id.Item != "" {
 		return &EffectState{}
-	case id.Direction == Compensation:
-		return &step.Compensation
-	default:
-		return &step.Do
 	}
+	return step.effect(id.Direction)
+}
+
+func (s *StepState) effect(dir Direction) *EffectState {
+	if dir == Compensation {
+		return &s.Compensation
+	}
+	return &s.Do
 }
 
 // effects calls yield with every effect: all actions in the order of the definition, then all
