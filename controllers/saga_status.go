@@ -190,7 +190,7 @@ func stepPhaseOf(step *saga.StepState) v1.StepPhase {
 		return v1.StepSucceeded
 	case saga.Refused:
 		return v1.StepRejected
-	case saga.Exhausted:
+	case saga.Exhausted, saga.Parked:
 		if step.Do.InDoubt {
 			return v1.StepUnknown
 		}

@@ -93,7 +93,7 @@ func TestTheColumnsTellWhereASagaStands(t *testing.T) {
 		"completed":    {finished, "Completed", "2/2", "", ""},
 		"rolling back": {rolling(saga.Compensating, declined, undone(step("reserve", saga.Done), saga.InProgress), step("charge", saga.Refused)), "Compensating", "1/2", "charge", "card declined (402)"},
 		"rolled back":  {rolling(saga.Compensated, declined, undone(step("reserve", saga.Done), saga.Done), step("charge", saga.Refused)), "Compensated", "0/2", "charge", "card declined (402)"},
-		"parked":       {parked(rolling(saga.Compensating, declined, undone(step("reserve", saga.Done), saga.Refused), step("charge", saga.Refused)), "reserve", "no such reservation (404)"), "CompensationFailed", "1/2", "reserve", "compensation failed: no such reservation (404)"},
+		"parked":       {parked(rolling(saga.Compensating, declined, undone(step("reserve", saga.Done), saga.Parked), step("charge", saga.Refused)), "reserve", "no such reservation (404)"), "CompensationFailed", "1/2", "reserve", "compensation failed: no such reservation (404)"},
 		"cancelled":    {rolling(saga.Compensating, saga.Failure{Cause: saga.CauseCancelled, Message: "the saga was cancelled"}, undone(step("reserve", saga.Done), saga.InProgress)), "Compensating", "1/1", "reserve", "the saga was cancelled"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestEachStepHasAPhaseOfItsOwn(t *testing.T) {
 		v1.StepUnknown:            unknown,
 		v1.StepCompensating:       undone(step("x", saga.Done), saga.Waiting),
 		v1.StepCompensated:        undone(unknown, saga.Done),
-		v1.StepCompensationFailed: undone(step("x", saga.Done), saga.Exhausted),
+		v1.StepCompensationFailed: undone(step("x", saga.Done), saga.Parked),
 	} {
 		if got := stepPhaseOf(&st); got != want {
 			t.Errorf("phase of a step with action %q and compensation %q: %s, want %s", st.Do.Status, st.Compensation.Status, got, want)
@@ -139,7 +139,7 @@ func TestAStatusIsBoundedWhateverTheSaga(t *testing.T) {
 			t.Parallel()
 			steps := make([]saga.StepState, saga.MaxSteps)
 			for i := range steps {
-				s := undone(step(fmt.Sprintf("%s-%03d", strings.Repeat("n", saga.MaxNameLength-4), i), saga.Exhausted), saga.Exhausted)
+				s := undone(step(fmt.Sprintf("%s-%03d", strings.Repeat("n", saga.MaxNameLength-4), i), saga.Exhausted), saga.Parked)
 				s.Do.Attempts, s.Compensation.Attempts = saga.MaxAttempts, saga.MaxAttempts
 				s.Do.EndedAt, s.Compensation.EndedAt, s.Do.InDoubt = ended, ended, true
 				s.Do.Message, s.Compensation.Message = message, message
@@ -202,7 +202,7 @@ func TestATransitionTimeChangesOnlyWithTheTransition(t *testing.T) {
 func TestAStallTellsAPersonWhatToDo(t *testing.T) {
 	t.Parallel()
 	declined := saga.Failure{Cause: saga.CauseStepRejected, Step: "charge", Message: "declined"}
-	v := viewOf(parked(rolling(saga.Compensating, declined, undone(step("reserve", saga.Done), saga.Refused)), "reserve", "gone (404)"))
+	v := viewOf(parked(rolling(saga.Compensating, declined, undone(step("reserve", saga.Done), saga.Parked)), "reserve", "gone (404)"))
 	v.deleting = true
 	s := statusOf(v)
 	checkStatus(t, s)

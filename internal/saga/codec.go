@@ -17,7 +17,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	AttemptResent{}.EventType():    decode[AttemptResent],
 	AttemptSucceeded{}.EventType(): decode[AttemptSucceeded],
 	AttemptAccepted{}.EventType():  decode[AttemptAccepted],
-	AttemptFailed{}.EventType():    decode[AttemptFailed],
+	AttemptFailed{}.EventType():    decodeFailed,
 	SagaCompensating{}.EventType(): decode[SagaCompensating],
 	SagaCompleted{}.EventType():    decode[SagaCompleted],
 	SagaCompensated{}.EventType():  decode[SagaCompensated],
@@ -60,4 +60,17 @@ func decode[E Event](data json.RawMessage) (Event, error) {
 	var e E
 	err := json.Unmarshal(data, &e)
 	return e, err
+}
+
+// decodeFailed reads an AttemptFailed. What follows the attempt has to be known: a fold must not
+// guess it.
+func decodeFailed(data json.RawMessage) (Event, error) {
+	var e AttemptFailed
+	if err := json.Unmarshal(data, &e); err != nil {
+		return nil, err
+	}
+	if _, known := statusAfter[e.Next]; !known {
+		return nil, fmt.Errorf("this version of the operator does not know what follows the attempt: %.80q", e.Next)
+	}
+	return e, nil
 }

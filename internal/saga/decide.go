@@ -74,7 +74,7 @@ func (d *decision) recordOutcomes() {
 		if !f.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
 			continue
 		}
-		if o.Accepted && (o.Attempt.Direction == Compensation || d.state.Phase == Running) {
+		if o.Accepted && d.state.wants(o.Attempt.Direction) {
 			d.record(AttemptAccepted{At: d.at(), Attempt: o.Attempt, AnswerBy: d.in.Now.Add(max(o.AnswerWithin, 0))})
 			continue
 		}
@@ -91,10 +91,11 @@ func (d *decision) recordOutcomes() {
 
 // recordFailure records an attempt that ended without success, and what follows it.
 func (d *decision) recordFailure(o Outcome) {
+	follows, retryAt := next(d.plan.effect(o.Attempt.EffectID), &d.state, o, d.in.Now, d.in.Random)
 	d.record(AttemptFailed{
 		At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Unasked: o.Unasked,
 		Reason: clip(o.Reason, maxReasonBytes), Message: clip(o.Message, maxMessageBytes),
-		RetryAt: d.retryAt(o),
+		Next: follows, RetryAt: retryAt,
 	})
 }
 

@@ -84,14 +84,16 @@ const (
 	InProgress EffectStatus = "InProgress"
 	// Accepted: the participant has taken the attempt and answers later. No call is under way.
 	Accepted EffectStatus = "Accepted"
-	// Waiting: an attempt failed and another will start at RetryAt.
+	// Waiting: an attempt failed and another starts at RetryAt.
 	Waiting EffectStatus = "Waiting"
 	// Done: it happened.
 	Done EffectStatus = "Done"
-	// Refused: a definite no.
+	// Refused: an action got a definite no.
 	Refused EffectStatus = "Refused"
 	// Exhausted: no attempt is left. EffectState.InDoubt tells whether it may have happened.
 	Exhausted EffectStatus = "Exhausted"
+	// Parked: it failed permanently, and a person has to decide.
+	Parked EffectStatus = "Parked"
 )
 
 // EffectState is the fold of all events about one effect.
@@ -127,7 +129,9 @@ func (f *EffectState) MayHaveHappened() bool { return f.Status == Done || f.InDo
 
 // FailedForGood reports whether the effect has ended without success, and no attempt follows by
 // itself.
-func (f *EffectState) FailedForGood() bool { return f.Status == Refused || f.Status == Exhausted }
+func (f *EffectState) FailedForGood() bool {
+	return f.Status == Refused || f.Status == Exhausted || f.Status == Parked
+}
 
 // due reports whether the pause before the next attempt is over.
 func (f *EffectState) due(now time.Time) bool {
@@ -162,14 +166,17 @@ func (f *EffectState) doubtAfter(outcome OutcomeKind, unasked bool) bool {
 func (f *EffectState) failed(e AttemptFailed) {
 	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
 	f.InDoubt = f.doubtAfter(e.Outcome, e.Unasked)
-	switch {
-	case !e.RetryAt.IsZero():
-		f.Status, f.RetryAt = Waiting, e.RetryAt
-		return
-	case e.Outcome == Rejected:
-		f.Status = Refused
-	default:
-		f.Status = Exhausted
+	f.Status, f.RetryAt = statusAfter[e.Next], e.RetryAt
+	if f.Settled() {
+		f.EndedAt = e.DecidedAt()
 	}
-	f.EndedAt = e.DecidedAt()
+}
+
+// statusAfter is the status of an effect after each thing that can follow a failed attempt.
+var statusAfter = map[Next]EffectStatus{
+	NextRetry:   Waiting,
+	NextReject:  Refused,
+	NextExhaust: Exhausted,
+	NextSettle:  Waiting,
+	NextPark:    Parked,
 }

@@ -108,15 +108,17 @@ type (
 		Attempt
 		AnswerBy time.Time `json:"answerBy"`
 	}
-	// AttemptFailed says that an attempt ended otherwise. Without RetryAt it was the last one of its effect.
+	// AttemptFailed says that an attempt ended otherwise, and what follows it.
 	AttemptFailed struct {
 		At
 		Attempt
 		Outcome OutcomeKind `json:"outcome"`
 		// Unasked says of a Rejected that it is no answer to the key, and settles nothing that an earlier attempt left open.
-		Unasked bool      `json:"unasked,omitempty"`
-		Reason  string    `json:"reason,omitempty"`
-		Message string    `json:"message,omitempty"`
+		Unasked bool   `json:"unasked,omitempty"`
+		Reason  string `json:"reason,omitempty"`
+		Message string `json:"message,omitempty"`
+		// Next is what follows; RetryAt is when, if it is another attempt.
+		Next    Next      `json:"next"`
 		RetryAt time.Time `json:"retryAt,omitzero"`
 	}
 	// SagaCompensating is the one way into rollback.

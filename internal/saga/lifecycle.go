@@ -27,6 +27,15 @@ func (s *State) start(e SagaStarted) {
 	}
 }
 
+// wants reports whether the saga still wants the effects of a direction: actions on the way forward,
+// compensations during the rollback.
+func (s *State) wants(dir Direction) bool {
+	if dir == Compensation {
+		return s.Phase == Compensating
+	}
+	return s.Phase == Running
+}
+
 // suspendOrResume records what the user wants. Deleting means undoing, so it ends a suspension.
 func (d *decision) suspendOrResume() {
 	switch want := d.in.Suspend && !d.in.Delete; {

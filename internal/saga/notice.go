@@ -57,7 +57,7 @@ func NoticeOf(e Event) (Notice, bool) {
 
 // noticeOfFailure: an attempt that is tried again is not worth a notice.
 func noticeOfFailure(e AttemptFailed) (Notice, bool) {
-	if e.Outcome != Rejected && !e.RetryAt.IsZero() {
+	if e.Next == NextRetry || e.Next == NextSettle {
 		return Notice{}, false
 	}
 	n := Notice{What: NoticeStepFailed, Step: e.Text(), Reason: e.Reason, Message: e.Message, Attempt: e.Attempt}

@@ -6,15 +6,43 @@ import (
 	"time"
 )
 
-// retryAt says when the next attempt of the same effect starts; zero when there is none.
-func (d *decision) retryAt(o Outcome) time.Time {
-	effect := d.plan.effect(o.Attempt.EffectID)
-	forward := o.Attempt.Direction == Action
-	counted := o.Attempt.Number - d.state.effect(o.Attempt.EffectID).Before
-	if effect == nil || o.Kind == Rejected || counted >= effect.Retry.MaxAttempts || forward && d.state.Phase != Running {
-		return time.Time{}
+// Next is what follows an attempt that failed. It is recorded with the failure, so that a fold
+// repeats the decision and does not make it again.
+type Next string
+
+// What follows an attempt that failed.
+const (
+	// NextRetry: another attempt starts at RetryAt.
+	NextRetry Next = "Retry"
+	// NextReject: the action ends with the participant's definite no.
+	NextReject Next = "Reject"
+	// NextExhaust: the action ends because no attempt is left, or because the saga rolls back.
+	NextExhaust Next = "Exhaust"
+	// NextSettle: the action is repeated until a definite word comes, although the saga rolls back.
+	// Nothing decides it yet: it is for steps that settle a doubt before they are undone.
+	NextSettle Next = "Settle"
+	// NextPark: the effect has failed permanently, and a person has to decide. Today only
+	// compensations park.
+	NextPark Next = "Park"
+)
+
+// next decides what follows an attempt that ended without success, and when a retry starts. It is
+// the only place that does. def is nil if the plan does not have the effect.
+func next(def *Effect, s *State, o Outcome, now time.Time, random uint64) (Next, time.Time) {
+	dir := o.Attempt.Direction
+	if def != nil && o.Kind != Rejected && s.wants(dir) {
+		if counted := o.Attempt.Number - s.effect(o.Attempt.EffectID).Before; counted < def.Retry.MaxAttempts {
+			return NextRetry, now.Add(pause(def.Retry, o, counted, random))
+		}
 	}
-	return d.in.Now.Add(pause(effect.Retry, o, counted, d.in.Random))
+	switch {
+	case dir == Compensation:
+		return NextPark, time.Time{}
+	case o.Kind == Rejected:
+		return NextReject, time.Time{}
+	default:
+		return NextExhaust, time.Time{}
+	}
 }
 
 // pause draws the pause before the next attempt, when a number of attempts count: full jitter, but

@@ -26,11 +26,7 @@ func (s *State) Awaited() []EffectID {
 // the round, the number of attempts before a person last had the effect retried.
 func (s *State) Expects(id EffectID) (round int, expected bool) {
 	f := s.effect(id)
-	phase := Running
-	if id.Direction == Compensation {
-		phase = Compensating
-	}
-	return f.Before, s.Phase == phase && !f.Settled()
+	return f.Before, s.wants(id.Direction) && !f.Settled()
 }
 
 // RepliedAttempt returns the attempt that a kept reply ends; false if the effect waits for no reply

@@ -46,7 +46,7 @@ func TestTheHistoryIsReadPageByPage(t *testing.T) {
 		t.Errorf("before anything has happened: %+v", p)
 	}
 	uid := string(s.UID)
-	failed := saga.AttemptFailed{At: at(2), Attempt: saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: 1}, Outcome: saga.Retryable, Reason: "busy", Message: "503", RetryAt: at(3).At}
+	failed := saga.AttemptFailed{At: at(2), Attempt: saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: 1}, Outcome: saga.Retryable, Reason: "busy", Message: "503", Next: saga.NextRetry, RetryAt: at(3).At}
 	r.shown(r.happened(uid, sagaStarted(uid, r.ns, "order-1"), attempted(1), failed, attempted(2), saga.SagaCompleted{At: at(5)}))
 	first := r.history(token, "order-1", "limit=3")
 	if !cmp.Equal(versions(first), []int64{1, 2, 3}) || first.Next != 3 || !first.Finished {

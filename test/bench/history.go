@@ -132,7 +132,7 @@ func longHistory(ctx context.Context, pool *pgxpool.Pool) error {
 	facts := []saga.Event{saga.SagaStarted{At: at, UID: uid, Namespace: "bench", Name: "long"}}
 	for n := 1; len(facts) < historyEvents; n++ {
 		a := saga.Attempt{EffectID: saga.EffectID{Step: "reserve-stock", Direction: saga.Action}, Number: n}
-		facts = append(facts, saga.AttemptStarted{At: at, Attempt: a}, saga.AttemptFailed{At: at, Attempt: a, Outcome: saga.Retryable, Reason: "busy", Message: "the participant answered 503 Service Unavailable", RetryAt: at.At})
+		facts = append(facts, saga.AttemptStarted{At: at, Attempt: a}, saga.AttemptFailed{At: at, Attempt: a, Outcome: saga.Retryable, Reason: "busy", Message: "the participant answered 503 Service Unavailable", Next: saga.NextRetry, RetryAt: at.At})
 	}
 	all := eventstore.Append{Stream: "saga-" + uid}
 	for _, f := range facts[:historyEvents] {

@@ -123,7 +123,7 @@ func TestTheHistoryTellsWhatHappenedInASaga(t *testing.T) {
 	uid := uuid.NewString()
 	w.shows(w.record(uid, started(uid, "order-1"),
 		saga.AttemptStarted{At: at(1), Attempt: reserve(1)},
-		saga.AttemptFailed{At: at(2), Attempt: reserve(1), Outcome: saga.Retryable, Reason: "Unavailable", Message: "try later", RetryAt: noon.Add(5 * time.Second)},
+		saga.AttemptFailed{At: at(2), Attempt: reserve(1), Outcome: saga.Retryable, Reason: "Unavailable", Message: "try later", Next: saga.NextRetry, RetryAt: noon.Add(5 * time.Second)},
 		saga.SagaSuspended{At: at(3)}, saga.SagaResumed{At: at(4)},
 		saga.AttemptStarted{At: at(5), Attempt: reserve(2)},
 		saga.AttemptSucceeded{At: at(6), Attempt: reserve(2), Output: []byte(`{"secret":"not for the history"}`)},

@@ -50,7 +50,7 @@ func TestANULInATextOfAnEventHoldsNobodysHistoryUp(t *testing.T) {
 	resumed.Metadata.Actor = "so\x00mebody"
 	w.stand(eventstore.Append{Stream: "saga-" + uid, Events: []eventstore.Event{
 		stored("SagaStarted", fmt.Sprintf(`{%s,"uid":%q,"namespace":"sh%[3]sop","name":"or%[3]sder","createdBy":"a%[3]sda","definition":{}}`, at, uid, nul)),
-		stored("AttemptFailed", fmt.Sprintf(`{%s,%s,"outcome":"Re%[3]sjected","reason":"N%[3]so","message":"card %[3]sdeclined"}`, at, attempt, nul)),
+		stored("AttemptFailed", fmt.Sprintf(`{%s,%s,"outcome":"Re%[3]sjected","next":"Reject","reason":"N%[3]so","message":"card %[3]sdeclined"}`, at, attempt, nul)),
 		stored("SagaCompensating", fmt.Sprintf(`{%s,"cause":"Step%[2]sRejected","step":"re%[2]sserve","reason":"N%[2]so","message":"card %[2]sdeclined"}`, at, nul)),
 		stored("SagaParked", fmt.Sprintf(`{%s,"step":"re%[2]sserve","reason":"N%[2]so","message":"card %[2]sdeclined"}`, at, nul)),
 		decision, resumed,
