@@ -1,6 +1,9 @@
 package saga
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // Fold applies events to a state, oldest first, and returns the result. The state that was passed in is left as it was.
 func Fold(s State, events ...Event) State {
@@ -57,5 +60,11 @@ func (s *State) apply(e Event) {
 		s.Suspended = true
 	case SagaResumed:
 		s.Suspended = false
+	default:
+		panic(unknownEvent(e))
 	}
 }
+
+// unknownEvent is what a switch over all events panics with. Unmarshal refuses what this version
+// does not know, so it takes a new type that a switch has forgotten.
+func unknownEvent(e Event) string { return fmt.Sprintf("saga: no case for the event %T", e) }

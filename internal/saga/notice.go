@@ -50,8 +50,10 @@ func NoticeOf(e Event) (Notice, bool) {
 		return Notice{What: NoticeParked, Step: e.Step, Reason: e.Reason, Message: e.Message}, true
 	case DecisionMade:
 		return Notice{What: NoticeDecided, Step: e.Step, Reason: string(e.Verdict), Message: e.Reason}, true
-	default:
+	case AttemptStarted, AttemptResent, AttemptAccepted, SagaSuspended, SagaResumed:
 		return Notice{}, false
+	default:
+		panic(unknownEvent(e))
 	}
 }
 
