@@ -133,7 +133,7 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (Result,
 	}
 	r.enter()
 	defer r.leave()
-	r.observed = obs
+	r.observe(obs)
 	for range maxRounds {
 		done, err := e.advanceOnce(ctx, r)
 		switch {
@@ -152,8 +152,8 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (Result,
 
 // advanceOnce does one round of load, decide, append, run. It reports false when what it held turned out to be stale.
 func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
-	cached := r.loaded
-	if !cached && !r.presumedNew() {
+	cached := r.stream == streamLoaded
+	if !cached && r.stream != streamPresumedNew {
 		if err := e.load(ctx, r); err != nil {
 			return false, err
 		}
@@ -165,7 +165,6 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 	if plan == nil {
 		return true, nil // nothing has started and nothing is to start
 	}
-	r.looked = true
 	outcomes := r.waiting()
 	answers, err := e.answers(ctx, r, plan)
 	if err != nil {

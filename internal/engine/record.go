@@ -41,7 +41,7 @@ func (e *Engine) load(ctx context.Context, r *running) error {
 	if state.Version == 0 {
 		return e.checkRemoved(ctx, r, state)
 	}
-	r.loaded, r.state, r.plan = true, state, nil
+	r.setLoaded(state)
 	return nil
 }
 
@@ -54,7 +54,7 @@ func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State)
 	if v > 0 {
 		return fmt.Errorf("loading stream %s: its events have been removed: %w", StreamOf(r.key.UID), eventstore.ErrArchived)
 	}
-	r.loaded, r.state, r.plan = true, state, nil
+	r.setLoaded(state)
 	return nil
 }
 
@@ -98,7 +98,7 @@ func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events
 	if next.Phase != r.state.Phase {
 		e.metrics.phases.WithLabelValues(string(next.Phase)).Inc()
 	}
-	r.loaded, r.state = true, next
+	r.setCommitted(next)
 	return nil
 }
 

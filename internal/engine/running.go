@@ -8,6 +8,22 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
+// knowledge is what the engine knows of a saga's stream.
+type knowledge int
+
+const (
+	// streamUnseen: nothing has been read or observed.
+	streamUnseen knowledge = iota
+	// streamPresumedNew: the caller brought a definition, so it means to start the saga, and the
+	// stream is taken to be empty without asking the store. Most are. The first append expects an
+	// empty stream; if it loses, the stream is loaded. It saves each new saga a round trip.
+	streamPresumedNew
+	// streamUnknown: the stream has to be loaded.
+	streamUnknown
+	// streamLoaded: state is the fold of the stream as it was last read or appended to.
+	streamLoaded
+)
+
 // running is what the engine holds of one saga in memory. All of it can be lost at any time: the stream has everything.
 type running struct {
 	key Key
@@ -15,18 +31,16 @@ type running struct {
 	// turn holds one token, which belongs to the one Advance that moves the saga. It guards the fields of this group. It is a channel
 	// and not a mutex because it is held over calls of the store: a goroutine that waits for it can be seen to wait (testing/synctest).
 	turn     chan struct{}
-	loaded   bool
+	stream   knowledge
 	state    saga.State
 	plan     *saga.Plan
 	observed Observation
-	// looked is true once the stream has been looked at, or appended to.
-	looked bool
 
 	// mu guards what attempts touch when they end.
-	mu        sync.Mutex
-	outcomes  []saga.Outcome
-	attempts  map[saga.Attempt]context.CancelFunc
-	abandoned bool
+	mu       sync.Mutex
+	outcomes []saga.Outcome
+	// attempts are those under way; nil once the saga has been abandoned.
+	attempts map[saga.Attempt]context.CancelFunc
 }
 
 func newRunning(key Key) *running {
@@ -45,13 +59,34 @@ func (r *running) result() Result {
 	return res
 }
 
-func (r *running) dropState() {
-	r.loaded, r.state, r.plan, r.looked = false, saga.State{}, nil, true
+// The transitions of what is known of the stream:
+//
+//	unseen → presumedNew or unknown   an observation with a definition, or without
+//	any → loaded                      the stream has been read, or an append has been committed
+//	any → unknown                     an append lost, or it is not known what was committed
+
+func (r *running) observe(obs Observation) {
+	r.observed = obs
+	if r.stream != streamUnseen && r.stream != streamPresumedNew {
+		return
+	}
+	r.stream = streamUnknown
+	if obs.Definition != nil {
+		r.stream = streamPresumedNew
+	}
 }
 
-// presumedNew reports whether the saga is taken to have no events without asking the store. Whoever brings a definition means to start it, and most are new; the first
-// append expects an empty stream, loses if that was wrong, and then the stream is loaded. It saves each new saga a round trip.
-func (r *running) presumedNew() bool { return !r.looked && r.observed.Definition != nil }
+func (r *running) setLoaded(s saga.State) {
+	r.stream, r.state, r.plan = streamLoaded, s, nil
+}
+
+func (r *running) setCommitted(s saga.State) {
+	r.stream, r.state = streamLoaded, s
+}
+
+func (r *running) dropState() {
+	r.stream, r.state, r.plan = streamUnknown, saga.State{}, nil
+}
 
 // waiting returns the outcomes that have arrived and are not recorded yet.
 func (r *running) waiting() []saga.Outcome {
@@ -99,18 +134,19 @@ func (r *running) missingLocked(want []saga.Attempt) []saga.Attempt {
 func (r *running) begin(a saga.Attempt, cancel context.CancelFunc) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.abandoned {
+	if r.attempts == nil {
 		return false
 	}
 	r.attempts[a] = cancel
 	return true
 }
 
-// end puts an outcome beside the saga. It reports false for an attempt that was cancelled meanwhile: what it came to says nothing about the participant.
+// end puts an outcome beside the saga. It reports false for an attempt that was cancelled or
+// abandoned meanwhile: its outcome says nothing about the participant.
 func (r *running) end(o saga.Outcome) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, underWay := r.attempts[o.Attempt]; !underWay || r.abandoned {
+	if _, underWay := r.attempts[o.Attempt]; !underWay {
 		return false
 	}
 	delete(r.attempts, o.Attempt)
@@ -122,9 +158,8 @@ func (r *running) end(o saga.Outcome) bool {
 func (r *running) abandon() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.abandoned = true
-	for a, cancel := range r.attempts {
+	for _, cancel := range r.attempts {
 		cancel()
-		delete(r.attempts, a)
 	}
+	r.attempts = nil
 }
