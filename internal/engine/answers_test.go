@@ -63,7 +63,7 @@ func TestAnAnswerThatComesBeforeTheAcceptanceIsRecordedIsNotLost(t *testing.T) {
 	def.Steps[0].Output = map[string]string{"id": "${response.body.id}"}
 	b := newBench(t, store, p, start(def)).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Completed || string(r.State.Step("pay").Output) != `{"id":"p-1"}` {
 		t.Errorf("the saga is %s with output %s", r.State.Phase, r.State.Step("pay").Output)
 	}
@@ -78,11 +78,11 @@ func TestAnAnswerMovesASagaThatHoldsNoWorkerMeanwhile(t *testing.T) {
 	accepted := make(chan participant.Call, 1)
 	b := newBench(t, store, later("pay", time.Hour, func(c participant.Call) { accepted <- c }), start(definition("pay", "ship"))).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	call := <-accepted
 	recorded(t, store, k, "AttemptAccepted")
 	put(t, store, answerTo(call))
-	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+	if err := b.engine.Answered(t.Context(), b.queue.Enqueue); err != nil {
 		t.Fatal(err)
 	}
 	if r := b.await(); r.State.Phase != saga.Completed {
@@ -99,7 +99,7 @@ func TestARejectingAnswerRollsTheSagaBack(t *testing.T) {
 		put(t, store, a)
 	})
 	b := newBench(t, store, p, start(definition("pay", "ship"))).run()
-	b.runner.Enqueue(newKey(t))
+	b.queue.Enqueue(newKey(t))
 	r := b.await()
 	if f := r.State.Failure; r.State.Phase != saga.Compensated || f.Cause != saga.CauseStepRejected || f.Reason != "NoRoute" || f.Message != "nobody delivers there" {
 		t.Errorf("the saga is %s: %+v", r.State.Phase, f)
@@ -111,7 +111,7 @@ func TestAnAttemptThatIsNeverAnsweredIsRepeatedAndThenUndone(t *testing.T) {
 	store := memory.New()
 	p := later("pay", time.Millisecond, nil)
 	b := newBench(t, store, p, start(definition("pay"))).run()
-	b.runner.Enqueue(newKey(t))
+	b.queue.Enqueue(newKey(t))
 	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Reason != saga.ReasonNoAnswer {
 		t.Errorf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
 	}
@@ -135,7 +135,7 @@ func TestAnAnswerWhoseOutputCannotBeHadIsUnknown(t *testing.T) {
 	def := definition("pay")
 	def.Steps[0].Output = map[string]string{"id": "${response.body.nothing}"}
 	b := newBench(t, store, p, start(def)).run()
-	b.runner.Enqueue(newKey(t))
+	b.queue.Enqueue(newKey(t))
 	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonOutput {
 		t.Errorf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
 	}
@@ -148,7 +148,7 @@ func TestMessagesAreCountedWithoutAGapAndCarryTheLabels(t *testing.T) {
 	obs.Labels = map[string]string{"tier": "gold"}
 	b := newBench(t, store, &scripted{do: rejectStep("ship")}, obs).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	b.await()
 	all, err := store.Messages(t.Context(), 0, 100)
 	if err != nil {

@@ -54,7 +54,7 @@ func answering(t *testing.T, store eventstore.Store, c *Callbacks) (*bench, Key,
 	def.Steps[0].Output = map[string]string{"id": "${response.body.id}"}
 	b := newBench(t, store, callsBack(t, c, "pay", func(i issued) { tokens <- i }).scripted, start(def)).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	i := <-tokens
 	recorded(t, store, k, "AttemptAccepted")
 	return b, k, i
@@ -73,7 +73,7 @@ func TestACallbackEndsTheAttemptThatItWasGivenTo(t *testing.T) {
 	c := &Callbacks{Store: store}
 	b, _, i := answering(t, store, c)
 	answered(t, c, i.token, paid("p-1"), nil)
-	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+	if err := b.engine.Answered(t.Context(), b.queue.Enqueue); err != nil {
 		t.Fatal(err)
 	}
 	r := b.await()
@@ -91,7 +91,7 @@ func TestACallbackThatComesBeforeTheAcceptanceIsKept(t *testing.T) {
 	p := callsBack(t, c, "pay", func(i issued) { answered(t, c, i.token, paid("p-1"), nil) })
 	b := newBench(t, store, p.scripted, start(definition("pay", "ship"))).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Errorf("the saga is %s", r.State.Phase)
 	}
@@ -109,7 +109,7 @@ func TestARejectingCallbackRollsTheSagaBack(t *testing.T) {
 	answered(t, c, i.token, no, nil)
 	answered(t, c, i.token, paid("p-1"), ErrCallbackUsed)
 	answered(t, c, i.token, no, nil)
-	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+	if err := b.engine.Answered(t.Context(), b.queue.Enqueue); err != nil {
 		t.Fatal(err)
 	}
 	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Reason != "Declined" {
@@ -172,11 +172,11 @@ func TestACallbackAfterTheDeadlineChangesNothing(t *testing.T) {
 	b.engine.Clock = now.Now
 	b.run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	i := <-tokens
 	recorded(t, store, k, "AttemptAccepted")
 	now.forward(def.Deadline)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Compensated || r.State.Failure.Cause != saga.CauseDeadlineExceeded {
 		t.Fatalf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
 	}
@@ -207,11 +207,11 @@ func TestACallbackDuringTheRollbackChangesNothing(t *testing.T) {
 	b.engine.Clock = now.Now
 	b.run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	i := <-tokens
 	recorded(t, store, k, "AttemptAccepted")
 	now.forward(def.Deadline)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	<-undoing
 	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
 	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), "pay"); err != nil || len(got) != 0 {
@@ -271,7 +271,7 @@ func TestAnEarlierAttemptsCallbackSettlesTheEffect(t *testing.T) {
 		return participant.Result{Accepted: true, AnswerWithin: agreed}
 	}
 	b := newBench(t, store, p, start(definition("pay", "ship"))).run()
-	b.runner.Enqueue(newKey(t))
+	b.queue.Enqueue(newKey(t))
 	if r := b.await(); r.State.Phase != saga.Completed || r.State.Step("pay").Do.Attempts != 2 {
 		t.Errorf("the saga is %s after %d attempts", r.State.Phase, r.State.Step("pay").Do.Attempts)
 	}
@@ -300,10 +300,10 @@ func TestACompensationThatIsTriedAgainByDecisionIsAnsweredAnew(t *testing.T) {
 	}
 	b := newBench(t, store, p, start(definition("pay", "ship"))).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	tell := func() {
 		t.Helper()
-		if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+		if err := b.engine.Answered(t.Context(), b.queue.Enqueue); err != nil {
 			t.Fatal(err)
 		}
 	}

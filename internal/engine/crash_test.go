@@ -87,8 +87,8 @@ func TestTwoEnginesOnOneStoreAreHarmless(t *testing.T) {
 	keys := make([]Key, 100)
 	for i := range keys {
 		keys[i] = newKey(t)
-		one.runner.Enqueue(keys[i])
-		two.runner.Enqueue(keys[i])
+		one.queue.Enqueue(keys[i])
+		two.queue.Enqueue(keys[i])
 	}
 	for range keys {
 		one.await()
@@ -153,7 +153,7 @@ func TestAnOutcomeOutlivesAStoreThatIsAway(t *testing.T) {
 		return participant.Result{Kind: saga.Succeeded}
 	}}
 	b := newBench(t, store, p, start(definition("a"))).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Fatalf("it is %s", r.State.Phase)
 	}
@@ -167,7 +167,7 @@ func TestAnAppendThatWasCommittedAlthoughItFailedIsFoundAgain(t *testing.T) {
 	store, k := &faulty{Store: memory.New(), after: failures(3)}, newKey(t)
 	p := &scripted{}
 	b := newBench(t, store, p, start(definition("a", "b"))).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Fatalf("it is %s", r.State.Phase)
 	}
@@ -183,7 +183,7 @@ func TestUnfinishedFindsEverySagaThatCanStillMove(t *testing.T) {
 	store := memory.New()
 	before := newBench(t, store, &scripted{do: rejectStep("never")}, start(definition("a"))).run()
 	done := newKey(t)
-	before.runner.Enqueue(done)
+	before.queue.Enqueue(done)
 	before.await()
 	before.stop() // it would find the others too, and carry them out
 	b := newBench(t, store, &scripted{}, Observation{})

@@ -26,7 +26,7 @@ func parked(t *testing.T, store *memory.Store) (*bench, Key) {
 	}
 	b := newBench(t, store, p, start(definition("pay", "ship"))).run()
 	k := newKey(t)
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.CompensationFailed {
 		t.Fatalf("the saga is %s", r.State.Phase)
 	}
@@ -44,7 +44,7 @@ func TestADecisionSendsAParkedSagaOnWhoeverDrivesIt(t *testing.T) {
 	if err := other.Decide(t.Context(), k, saga.Decision{Step: "pay", Verdict: saga.Retried, By: "ann", Reason: "mended"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+	if err := b.engine.Answered(t.Context(), b.queue.Enqueue); err != nil {
 		t.Fatal(err)
 	}
 	if r := b.await(); r.State.Phase != saga.Compensated {
@@ -74,7 +74,7 @@ func TestADecisionThatNobodyWasToldOfIsToldOfWhenItIsTakenAgain(t *testing.T) {
 	if err := b.engine.Decide(t.Context(), k, d); !errors.As(err, &wrong) {
 		t.Errorf("the same decision again: %v", err)
 	}
-	if err := b.engine.Answered(t.Context(), b.runner.Enqueue); err != nil {
+	if err := b.engine.Answered(t.Context(), b.queue.Enqueue); err != nil {
 		t.Fatal(err)
 	}
 	if r := b.await(); r.State.Phase != saga.Compensated {

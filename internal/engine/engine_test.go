@@ -23,7 +23,7 @@ func TestASagaRunsToCompleted(t *testing.T) {
 	t.Parallel()
 	store, p, k := memory.New(), &scripted{}, newKey(t)
 	b := newBench(t, store, p, start(definition("a", "b"))).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
 	}
@@ -38,7 +38,7 @@ func TestARejectedSagaIsCompensated(t *testing.T) {
 	store, k := memory.New(), newKey(t)
 	p := &scripted{do: rejectStep("c")}
 	b := newBench(t, store, p, start(definition("a", "b", "c"))).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Compensated {
 		t.Fatalf("it is %s", r.State.Phase)
 	}
@@ -81,7 +81,7 @@ func TestTheIntentIsCommittedBeforeTheParticipantIsCalled(t *testing.T) {
 		return participant.Result{Kind: saga.Succeeded}
 	}}
 	b := newBench(t, store, p, start(definition("a"))).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	b.await()
 	if fmt.Sprint(seen) != "[SagaStarted AttemptStarted]" {
 		t.Errorf("when the participant was called the stream held %v", seen)
@@ -98,7 +98,7 @@ func TestAPanicInAParticipantIsAnUnknownOutcome(t *testing.T) {
 		return participant.Result{Kind: saga.Succeeded}
 	}}
 	b := newBench(t, store, p, start(definition("a"))).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	r := b.await()
 	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonPanic {
 		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
@@ -114,7 +114,7 @@ func TestWhatCannotBeRenderedIsNeverSent(t *testing.T) {
 	obs := start(definition("a"))
 	obs.Input = json.RawMessage(`{}`)
 	b := newBench(t, store, p, obs).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	r := b.await()
 	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonExpression || len(p.seen()) != 0 {
 		t.Fatalf("it is %s: %+v; calls %v", r.State.Phase, r.State.Failure, p.seen())
@@ -127,7 +127,7 @@ func TestAnOutputThatCannotBeHadIsAnUnknownOutcome(t *testing.T) {
 	def := definition("a")
 	def.Steps[0].Output = map[string]string{"id": "${response.body.id}"}
 	b := newBench(t, store, p, start(def)).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	r := b.await()
 	if r.State.Phase != saga.Compensated || r.State.Failure.Reason != reasonOutput || r.State.Steps[0].Compensation.Status != saga.Done {
 		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
@@ -151,7 +151,7 @@ func TestManyLargeOutputsDoNotStallASaga(t *testing.T) {
 		return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": large}}
 	}}
 	b := newBench(t, store, p, start(def)).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Phase != saga.Completed {
 		t.Fatalf("it is %s: %+v", r.State.Phase, r.State.Failure)
 	}
@@ -163,7 +163,7 @@ func TestAKindThatNobodyCarriesOutIsRejected(t *testing.T) {
 	def := definition("a")
 	def.Steps[0].Do.Kind = "fax"
 	b := newBench(t, store, &scripted{}, start(def)).run()
-	b.runner.Enqueue(k)
+	b.queue.Enqueue(k)
 	if r := b.await(); r.State.Failure == nil || r.State.Failure.Reason != reasonKind {
 		t.Fatalf("failure %+v", r.State.Failure)
 	}
@@ -214,7 +214,7 @@ func TestAnAttemptEndsAtItsTimeout(t *testing.T) {
 			return participant.Result{Kind: saga.Unknown, Reason: "Timeout"}
 		}}
 		b := newBench(t, store, p, start(def)).run()
-		b.runner.Enqueue(k)
+		b.queue.Enqueue(k)
 		r := b.await()
 		if r.State.Phase != saga.Compensated || took != 3*time.Second {
 			t.Errorf("it is %s after an attempt of %s", r.State.Phase, took)
@@ -240,7 +240,7 @@ func TestAttemptsAreBounded(t *testing.T) {
 	b.engine.pool.limit = limit
 	b.run()
 	for range 50 {
-		b.runner.Enqueue(newKey(t))
+		b.queue.Enqueue(newKey(t))
 	}
 	for range 50 {
 		b.await()

@@ -15,6 +15,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
+	"github.com/vextrus/saga-operator/internal/testenv/keyqueue"
 )
 
 // patience bounds what a test waits for; nothing takes that long.
@@ -135,11 +136,12 @@ func (c *clock) forward(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// bench is an engine with a runner on a store, as one process of the operator would have it.
+// bench is an engine with a queue on a store, as one process of the operator would have it.
 type bench struct {
 	t      testing.TB
 	engine *Engine
-	runner *Runner
+	queue  *keyqueue.Queue[Key]
+	obs    Observation // of every saga
 	ended  chan Result
 	stop   func()
 
@@ -147,7 +149,7 @@ type bench struct {
 	ends map[Key]int64 // the version at which each saga has ended last
 }
 
-// end notes that a saga has ended. The runner says it again of one that is queued once more.
+// end notes that a saga has ended. The queue says it again of one that is queued once more.
 func (b *bench) end(k Key, r Result) {
 	b.mu.Lock()
 	again := b.ends[k] == r.State.Version
@@ -160,21 +162,44 @@ func (b *bench) end(k Key, r Result) {
 
 func newBench(t testing.TB, store eventstore.Store, p participant.Participant, obs Observation) *bench {
 	t.Helper()
-	b := &bench{t: t, ended: make(chan Result, 1000), ends: map[Key]int64{}}
-	b.runner = &Runner{Workers: 4, Retry: time.Millisecond, Observe: func(Key) Observation { return obs }, Finished: b.end}
-	e, err := New(Options{Store: store, Participants: participant.Registry{"test": p}, Notify: b.runner.Enqueue})
+	b := &bench{t: t, obs: obs, ended: make(chan Result, 1000), ends: map[Key]int64{}}
+	b.queue = &keyqueue.Queue[Key]{Workers: 4, Retry: time.Millisecond, Advance: b.advance}
+	e, err := New(Options{Store: store, Participants: participant.Registry{"test": p}, Notify: b.queue.Enqueue})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.engine, b.runner.Engine = e, e
+	b.engine = e
 	return b
 }
 
-// run starts the runner; the test's end stops it and then the engine.
+// advance does what internal/testenv/driver does, which these tests cannot import.
+func (b *bench) advance(ctx context.Context, k Key) (time.Duration, error) {
+	res, err := b.engine.Advance(ctx, k, b.obs)
+	switch {
+	case err != nil:
+		if _, _, transient := Problem(err); transient {
+			return 0, err
+		}
+		return keyqueue.Never, err
+	case res.State.Phase.Terminal() || res.State.Parked != nil:
+		b.engine.Forget(k)
+		b.end(k, res)
+	case !res.Wake.IsZero():
+		return max(res.Wake.Sub(b.engine.Clock()), 0), nil
+	}
+	return keyqueue.Never, nil
+}
+
+// run starts the queue with the sagas that are not finished; the test's end stops it and then the
+// engine.
 func (b *bench) run() *bench {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = b.runner.Run(ctx) }()
+	go func() {
+		defer close(done)
+		_ = b.engine.Unfinished(ctx, func(k Key) bool { b.queue.Enqueue(k); return true })
+		b.queue.Run(ctx)
+	}()
 	b.stop = sync.OnceFunc(func() {
 		cancel()
 		<-done

@@ -17,6 +17,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/operations"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
+	"github.com/vextrus/saga-operator/internal/testenv/driver"
 )
 
 // carrier is a participant that accepts the actions of the step book, and is told its callback before that is recorded. All else it does at once.
@@ -46,7 +47,7 @@ func (p *carrier) Do(ctx context.Context, call participant.Call) participant.Res
 type callbackRig struct {
 	*rig
 	engine  *engine.Engine
-	runner  *engine.Runner
+	runner  *driver.Runner
 	carrier *carrier
 	tokens  chan string
 	ended   chan engine.Result
@@ -66,7 +67,7 @@ func newCallbackRig(t *testing.T) *callbackRig {
 		o.Callbacks = callbacks
 	})
 	r.carrier = &carrier{callbacks: callbacks, accepting: func(_ participant.Call, token string) { r.tokens <- token }}
-	r.runner = &engine.Runner{Workers: 2, Retry: time.Millisecond, Observe: r.observe, Finished: r.finished}
+	r.runner = &driver.Runner{Workers: 2, Retry: time.Millisecond, Observe: r.observe, Finished: r.finished}
 	var err error
 	r.engine, err = engine.New(engine.Options{Store: callbacks.Store, Participants: participant.Registry{"test": r.carrier}, Notify: r.runner.Enqueue})
 	r.ok(err)

@@ -20,6 +20,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/participant"
 	participanthttp "github.com/vextrus/saga-operator/internal/participant/http"
 	"github.com/vextrus/saga-operator/internal/saga"
+	"github.com/vextrus/saga-operator/internal/testenv/driver"
 )
 
 // participants is a real HTTP server that says yes to everything: what is measured is the operator, not a service.
@@ -121,7 +122,7 @@ func driveSagas(ctx context.Context, s settings, store eventstore.Store, url str
 	defer cancel()
 	obs := engine.Observation{Definition: threeSteps(url), Input: json.RawMessage(sagaInput)}
 	var completed, wrong atomic.Int64
-	runner := &engine.Runner{Workers: s.clients, Observe: func(engine.Key) engine.Observation { return obs }}
+	runner := &driver.Runner{Workers: s.clients, Observe: func(engine.Key) engine.Observation { return obs }}
 	runner.Finished = func(_ engine.Key, r engine.Result) {
 		if r.State.Phase != saga.Completed {
 			wrong.Add(1)

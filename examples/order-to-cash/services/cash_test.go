@@ -26,6 +26,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/participant"
 	httpparticipant "github.com/vextrus/saga-operator/internal/participant/http"
 	"github.com/vextrus/saga-operator/internal/saga"
+	"github.com/vextrus/saga-operator/internal/testenv/driver"
 )
 
 // callbacks is where participants call back, as the operator's API has it.
@@ -123,7 +124,7 @@ func (r rig) driveOrders(all []customers.Order) map[string]saga.Phase {
 	back.url = server.URL
 	kinds := participant.Registry{httpparticipant.Kind: httpparticipant.New(httpparticipant.Options{Egress: loopback, Callbacks: back})}
 
-	runner := &engine.Runner{Workers: 4}
+	runner := &driver.Runner{Workers: 4}
 	if runner.Engine, err = engine.New(engine.Options{Store: store, Participants: kinds, Notify: runner.Enqueue}); err != nil {
 		r.t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/participant"
 	httpparticipant "github.com/vextrus/saga-operator/internal/participant/http"
 	"github.com/vextrus/saga-operator/internal/saga"
+	"github.com/vextrus/saga-operator/internal/testenv/driver"
 )
 
 func kinds(t *testing.T) participant.Registry {
@@ -87,7 +88,7 @@ func (r rig) drive(names []string) map[string]saga.Phase {
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
 	kinds := kinds(r.t)
-	runner := &engine.Runner{Workers: 2}
+	runner := &driver.Runner{Workers: 2}
 	var err error
 	if runner.Engine, err = engine.New(engine.Options{Store: memory.New(), Participants: kinds, Notify: runner.Enqueue}); err != nil {
 		r.t.Fatal(err)
