@@ -60,24 +60,13 @@ func (p *Plan) dependentsUndone(i int, undone []bool) bool {
 	return true
 }
 
-// park records that the saga waits for a person: nothing is left to do but what failed in a
-// direction.
-func (d *decision) park(dir Direction) {
-	step := d.state.firstFailed(dir)
-	if step == nil {
-		return
-	}
-	f := step.effect(dir)
-	d.record(SagaParked{At: d.at(), Step: step.Name, Reason: f.Reason, Message: f.Message})
-}
-
-// firstFailed returns the first step, in the order of the definition, whose effect in a direction
-// failed permanently; nil if there is none.
-func (s *State) firstFailed(dir Direction) *StepState {
-	for i := range s.Steps {
-		if s.Steps[i].effect(dir).FailedForGood() {
-			return &s.Steps[i]
+// park records that the saga waits for a person, if an effect is parked. It names the first one in
+// the order of the definition.
+func (d *decision) park() {
+	for id, f := range d.state.effects {
+		if f.Status == Parked {
+			d.record(SagaParked{At: d.at(), Step: id.Step, Reason: f.Reason, Message: f.Message})
+			return
 		}
 	}
-	return nil
 }

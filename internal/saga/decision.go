@@ -64,26 +64,28 @@ func Decided(s State, d Decision, now time.Time) (DecisionMade, error) {
 	if s.Phase != CompensationFailed {
 		return wrong("", "the saga is %s: only one that is %s waits for a decision", s.Phase, CompensationFailed)
 	}
-	if d.Step != "" && !s.Step(d.Step).Compensation.FailedForGood() {
+	if d.Step != "" && s.Step(d.Step).Compensation.Status != Parked {
 		return wrong("step", "the compensation of step %q has not failed; that of step %q has", d.Step, s.Parked.Step)
 	}
 	return e, nil
 }
 
-// decided has a saga go on after a decision.
+// decided takes a saga back into its rollback with a decision about its parked effects.
 func (s *State) decided(e DecisionMade) {
 	s.Phase, s.Parked = Compensating, nil
-	for i := range s.Steps {
-		c := &s.Steps[i].Compensation
-		if e.Step != "" && s.Steps[i].Name != e.Step || !c.FailedForGood() {
-			continue
+	for id, f := range s.effects {
+		if f.Status == Parked && (e.Step == "" || e.Step == id.Step) {
+			f.decided(e)
 		}
-		switch e.Verdict {
-		case Retried:
-			c.Status, c.RetryAt, c.EndedAt, c.Before = Waiting, e.DecidedAt(), time.Time{}, c.Attempts
-		default:
-			c.Status, c.InDoubt, c.EndedAt = Done, false, e.DecidedAt()
-			c.Reason, c.Message = string(e.Verdict), clip("decided by "+e.By+": "+e.Reason, maxMessageBytes)
-		}
+	}
+}
+
+func (f *EffectState) decided(e DecisionMade) {
+	switch e.Verdict {
+	case Retried:
+		f.Status, f.RetryAt, f.EndedAt, f.Before = Waiting, e.DecidedAt(), time.Time{}, f.Attempts
+	default:
+		f.Status, f.InDoubt, f.EndedAt = Done, false, e.DecidedAt()
+		f.Reason, f.Message = string(e.Verdict), clip("decided by "+e.By+": "+e.Reason, maxMessageBytes)
 	}
 }

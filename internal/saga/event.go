@@ -134,7 +134,8 @@ type (
 	SagaCompleted struct{ At }
 	// SagaCompensated says that everything that may have been done has been undone.
 	SagaCompensated struct{ At }
-	// SagaParked says that a compensation failed for good and nothing else is left to do: a person has to decide.
+	// SagaParked says that a compensation failed permanently and nothing else is left to do: a person
+	// has to decide.
 	SagaParked struct {
 		At
 		// Step is the first step, in the order of the definition, whose compensation failed.

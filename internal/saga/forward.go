@@ -48,3 +48,14 @@ func (s *State) forwardDone() bool {
 	}
 	return true
 }
+
+// firstFailed returns the first step, in the order of the definition, whose action failed
+// permanently; nil if there is none.
+func (s *State) firstFailed() *StepState {
+	for i := range s.Steps {
+		if s.Steps[i].Do.FailedForGood() {
+			return &s.Steps[i]
+		}
+	}
+	return nil
+}

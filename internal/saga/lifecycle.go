@@ -53,7 +53,7 @@ func (d *decision) rollBack() {
 		return
 	}
 	e := SagaCompensating{At: d.at()}
-	failed := d.state.firstFailed(Action)
+	failed := d.state.firstFailed()
 	switch {
 	case failed != nil:
 		e.Cause, e.Step, e.Reason, e.Message = CauseRetriesExhausted, failed.Name, failed.Do.Reason, failed.Do.Message
@@ -115,7 +115,7 @@ func (d *decision) finishRollback() {
 		d.record(SagaCompensated{d.at()})
 		return
 	}
-	d.park(Compensation)
+	d.park()
 }
 
 func (s *State) end(p Phase, at time.Time) {
