@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -268,55 +267,6 @@ func (e *Engine) Forget(key Key) {
 	}
 }
 
-// lastWrites bounds how long outcomes are recorded that arrive when the engine is shutting down, beyond the time that attempts are given.
-const lastWrites = 5 * time.Second
-
-// toRecord bounds the recording of what has come to an end during a shutdown: what attempts have not used of their time is there for it, too.
-func (e *Engine) toRecord() (context.Context, context.CancelFunc) {
-	e.mu.Lock()
-	left := max(time.Until(e.until), 0)
-	e.mu.Unlock()
-	return context.WithTimeout(context.Background(), left+lastWrites)
-}
-
-// Shutdown starts no more attempts and lets those under way end until ctx is done, and then abandons the rest: the next start sends them again under the same keys. Each outcome is
-// recorded as it comes, however long others take, and those that are still waiting at the end within what is left of that time and lastWrites.
-func (e *Engine) Shutdown(ctx context.Context) error {
-	e.mu.Lock()
-	e.closed = true
-	e.until, _ = ctx.Deadline()
-	e.mu.Unlock()
-	err := e.pool.drain(ctx)
-	e.mu.Lock()
-	left := e.sagas
-	e.sagas = map[string]*running{}
-	e.mu.Unlock()
-	last, cancel := e.toRecord()
-	defer cancel()
-	for _, uid := range slices.Sorted(maps.Keys(left)) { // the order is always the same, so that a simulation repeats
-		r := left[uid]
-		e.recordLast(last, r)
-		r.abandon()
-	}
-	if err != nil {
-		return fmt.Errorf("waiting for attempts to end: %w; the next start sends them again under the same keys", err)
-	}
-	return nil
-}
-
-// recordLast records the outcomes that arrived while nobody advanced the saga any more. Failing is no loss: the attempt is sent again.
-func (e *Engine) recordLast(ctx context.Context, r *running) {
-	r.enter()
-	defer r.leave()
-	if len(r.waiting()) == 0 {
-		return
-	}
-	if _, err := e.advanceOnce(ctx, r); err != nil {
-		r.dropState() // the append may have been committed all the same
-		e.Logger.Warn("an outcome could not be recorded before the end; its attempt will be sent again under the same key", "saga", r.key, "error", err)
-	}
-}
-
 // enter returns what is held of a saga, made on first use.
 func (e *Engine) enter(key Key) (*running, error) {
 	if _, err := uuid.Parse(key.UID); err != nil {
@@ -333,10 +283,4 @@ func (e *Engine) enter(key Key) (*running, error) {
 		e.sagas[key.UID] = r
 	}
 	return r, nil
-}
-
-func (e *Engine) accepting() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return !e.closed
 }
