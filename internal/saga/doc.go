@@ -6,5 +6,14 @@
 // that starting work and recovering after a crash are the same code: whoever drives the saga compares this list with the attempts
 // that really are under way, and starts or stops the difference.
 //
-// Start reading at decide.go.
+// Start reading at decide.go, the pipeline. What its stages share has one home each:
+//
+//   - effect.go: the id and the state of an effect, every predicate on it, and what settles a doubt
+//   - policy.go: what follows an attempt that failed
+//   - lifecycle.go: the start, suspension, the ways into rollback, the ends
+//   - forward.go, backward.go: which effect is next in each direction
+//   - reply.go: which replies count
+//   - decision.go: a person's verdicts
+//
+// Each of these files also has the fold of the events that its stages record; evolve.go calls it.
 package saga

@@ -100,7 +100,8 @@ const (
 type EffectState struct {
 	Status   EffectStatus `json:"status,omitempty"`
 	Attempts int          `json:"attempts,omitempty"`
-	// Before is how many of the attempts were made before a person had it tried again. They do not count against its limit.
+	// Before is the number of attempts that were made before a person last had the effect retried.
+	// They do not count against its limit.
 	Before int `json:"before,omitempty"`
 	// InDoubt is true from an attempt whose outcome is unknown until the participant's definite
 	// word under the same key; see doubtAfter.
@@ -108,7 +109,7 @@ type EffectState struct {
 	StartedAt time.Time `json:"startedAt,omitzero"`
 	EndedAt   time.Time `json:"endedAt,omitzero"`
 	RetryAt   time.Time `json:"retryAt,omitzero"`
-	// AnswerBy is until when an answer is waited for, while the status is Accepted.
+	// AnswerBy is when the wait for a reply ends, while the status is Accepted.
 	AnswerBy time.Time `json:"answerBy,omitzero"`
 	Reason   string    `json:"reason,omitempty"`
 	Message  string    `json:"message,omitempty"`
@@ -121,7 +122,7 @@ func (f *EffectState) UnderWay() bool { return f.Status == InProgress || f.Statu
 // itself. An effect that was never sent is at rest, too, and one at rest may be in doubt.
 func (f *EffectState) Settled() bool { return !f.UnderWay() && f.Status != Waiting }
 
-// Satisfied reports whether the effect holds up nothing that waits for it.
+// Satisfied reports whether what depends on the effect may go on.
 func (f *EffectState) Satisfied() bool { return f.Status == Done }
 
 // MayHaveHappened reports whether there may be something to undo.
@@ -151,7 +152,7 @@ func (f *EffectState) succeeded(e AttemptSucceeded) {
 }
 
 // doubtAfter reports whether the effect is in doubt after an attempt that failed. Only the
-// participant's own word settles a doubt, and a Rejected that is not its answer to the key is not.
+// participant's own word settles a doubt. An unasked Rejected is not that word.
 func (f *EffectState) doubtAfter(outcome OutcomeKind, unasked bool) bool {
 	switch outcome {
 	case Unknown:

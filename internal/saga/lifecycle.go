@@ -27,8 +27,8 @@ func (s *State) start(e SagaStarted) {
 	}
 }
 
-// wants reports whether the saga still wants the effects of a direction: actions on the way forward,
-// compensations during the rollback.
+// wants reports whether the saga still wants the effects of a direction: actions on the way
+// forward, compensations during the rollback.
 func (s *State) wants(dir Direction) bool {
 	if dir == Compensation {
 		return s.Phase == Compensating
@@ -73,8 +73,8 @@ func (d *decision) rollBack() {
 	d.record(e)
 }
 
-// turnBack ends the way forward. Actions that wait for another attempt, or for a reply, end with it;
-// an action that was accepted may happen, and is undone.
+// turnBack ends the way forward, and with it the actions that wait for another attempt or for a
+// reply. An action that was accepted may happen, and is undone.
 func (s *State) turnBack(e SagaCompensating) {
 	at := e.DecidedAt()
 	s.Phase = Compensating

@@ -55,6 +55,6 @@ func pause(r Retry, o Outcome, attempts int, random uint64) time.Duration {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(o.Attempt.Key(""))) // a hash never fails
 	drawn := time.Duration(rand.New(rand.NewPCG(random, h.Sum64())).Float64() * float64(ceiling))
-	// Times are kept to the microsecond: a pause that is finer would end a moment before the recorded time.
+	// Times are kept to the microsecond: a finer pause would end before the recorded time.
 	return max(drawn, min(o.RetryAfter, r.MaxBackoff)).Truncate(time.Microsecond)
 }
