@@ -38,6 +38,7 @@ dev: ## Start the same as demo and stay, for sagas of your own; Ctrl-C stops eve
 .PHONY: test
 test: ## Run every test, on a real API server and a real PostgreSQL, with the race detector
 	KUBEBUILDER_ASSETS="$(ASSETS)" $(WITH_POSTGRES) $(GO) test -race -p $(PARALLEL) -timeout 40m $(TESTFLAGS) ./...
+	$(MAKE) simulate
 
 .PHONY: test-postgres-18
 test-postgres-18: ## Run the tests that talk to PostgreSQL on version 18, fetched by npm where it is not installed
@@ -60,6 +61,14 @@ test-order: ## Run the tests of the order of all events, and of contention, in t
 .PHONY: test-outbox
 test-outbox: ## Run the outbox's tests in their long form
 	OUTBOX=long $(WITH_POSTGRES) $(GO) test -race -count=1 -timeout 60m -v -run '.' ./internal/outbox/...
+
+SEEDS ?= 2000
+FIRST ?= 1
+.PHONY: simulate
+simulate: ## Make SEEDS simulated worlds of 20 sagas, from seed FIRST on, and check that each keeps every promise
+	$(GO) test -c -o $(CURDIR)/build/simulation.test ./test/simulation
+	@run() { GOMAXPROCS=1 build/simulation.test -test.v -test.timeout 24h -test.run TestWorldsKeepTheirPromises -seeds $(SEEDS) -seed $(FIRST) -shards 2 -shard $$1; }; \
+	run 0 & other=$$!; failed=0; run 1 || failed=1; wait $$other && exit $$failed
 
 .PHONY: test-properties
 test-properties: ## Run the property tests of the core with many more generated sagas
