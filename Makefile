@@ -66,7 +66,8 @@ SEEDS ?= 2000
 FIRST ?= 1
 .PHONY: simulate
 simulate: ## Make SEEDS simulated worlds of 20 sagas, from seed FIRST on, and check that each keeps every promise
-	$(GO) test -c -o $(CURDIR)/build/simulation.test ./test/simulation
+	@mkdir -p build
+	$(GO) test -c -o build/simulation.test ./test/simulation
 	@run() { GOMAXPROCS=1 build/simulation.test -test.v -test.timeout 24h -test.run TestWorldsKeepTheirPromises -seeds $(SEEDS) -seed $(FIRST) -shards 2 -shard $$1; }; \
 	run 0 & other=$$!; failed=0; run 1 || failed=1; wait $$other && exit $$failed
 

@@ -10,6 +10,11 @@ import (
 const (
 	// HeaderKey brings the key: draft-ietf-httpapi-idempotency-key-header.
 	HeaderKey = "Idempotency-Key"
+	// HeaderOutcome vouches, with the value [OutcomeRejected], for a definite no: the response is stored under the key, so nothing has
+	// happened under the key and nothing will. The saga operator believes such a no whatever earlier attempts have left open.
+	HeaderOutcome = "Saga-Outcome"
+	// OutcomeRejected is the one value of HeaderOutcome.
+	OutcomeRejected = "Rejected"
 	// HeaderReplayed says, with the value true, that an answer was given before.
 	HeaderReplayed = "Idempotency-Replayed"
 	// HeaderBodyOmitted says, with the value true, that an answer that was given before had a body, which was too large to be kept.

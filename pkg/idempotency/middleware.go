@@ -19,7 +19,7 @@ type MiddlewareOptions struct {
 	Realm func(*http.Request) (string, error)
 	// Required says whether a request has to have a key; nil is POST and PATCH. GET, HEAD, OPTIONS and TRACE change nothing and pass through, whatever it says.
 	Required func(*http.Request) bool
-	// Busy is the status for a request whose first is being carried out; 0 is 409. A participant of a saga sets 425: 409 is a definite no there.
+	// Busy is the status for a request whose first is being carried out; 0 is 409. A participant of a saga may leave it so: the operator asks again after either.
 	Busy int
 	// Keep says whether an answer is kept for repetitions; nil is KeepAnswer. One that is not kept gives the key back.
 	Keep func(status int) bool
@@ -55,7 +55,8 @@ const storeTimeout = 5 * time.Second
 // Middleware returns what is put before a handler whose requests are to act once each.
 //
 // The first request with a key goes to the handler; its answer is kept and then sent. A repetition gets the same status, the same body byte for byte, the headers of the options, and
-// Idempotency-Replayed: true. Where a key is needed and missing, or malformed, the answer is 400; while the first request is being carried out 409 with Retry-After; for another request with the same
+// Idempotency-Replayed: true. A kept response of 400 and above carries [HeaderOutcome]: it is the no of whoever holds the key, and stays
+// one. No other response does. Where a key is needed and missing, or malformed, the answer is 400; while the first request is being carried out 409 with Retry-After; for another request with the same
 // key 422; for a body that is too large 413; and 503 where the store cannot be reached. All of these are problem+json.
 //
 // What was begun is finished although the client goes away: the handler's context ends by Timeout only. The answer is collected first and sent at once, so Flush and Hijack are not there for
@@ -189,6 +190,9 @@ func (m *middleware) first(w http.ResponseWriter, r *http.Request, next http.Han
 		rec.send()
 		return
 	}
+	if rec.status >= http.StatusBadRequest && !rec.streaming {
+		rec.header.Set(HeaderOutcome, OutcomeRejected)
+	}
 	answer := m.answer(rec)
 	err := m.keep(r.Context(), claim, func(ctx context.Context) error {
 		if rec.status >= http.StatusBadRequest {
@@ -217,6 +221,9 @@ func (m *middleware) answer(rec *recorder) Response {
 	}
 	if rec.streaming {
 		a.Header.Set(HeaderBodyOmitted, "true")
+	}
+	if rec.status >= http.StatusBadRequest {
+		a.Header.Set(HeaderOutcome, OutcomeRejected)
 	}
 	return a
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,7 +16,8 @@ type Beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// Refusal is an error of a handler: a definite no. What the handler has done is undone, and the answer is kept like any other.
+// Refusal is an error of a handler: a definite no. What the handler has done is undone, and the response is stored like any other; one
+// with a status of 4xx gets the header [HeaderOutcome].
 type Refusal struct{ Response Response }
 
 func (r *Refusal) Error() string { return fmt.Sprintf("refused with status %d", r.Response.Status) }
@@ -95,8 +97,15 @@ func (p *Postgres) attempt(ctx context.Context, db Beginner, key Key, of Fingerp
 	return r, nil
 }
 
-// refuse puts a definite no down, after what was done has been undone.
+// refuse stores a definite no, after what was done has been undone. The response vouches for itself if its status is a no.
 func (p *Postgres) refuse(ctx context.Context, db Beginner, key Key, of Fingerprint, r Response) (Response, error) {
+	if r.Status >= http.StatusBadRequest && r.Status < http.StatusInternalServerError {
+		r.Header = r.Header.Clone()
+		if r.Header == nil {
+			r.Header = http.Header{}
+		}
+		r.Header.Set(HeaderOutcome, OutcomeRejected)
+	}
 	return r, p.put(ctx, db, key, of, r, "failed")
 }
 

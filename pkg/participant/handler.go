@@ -213,7 +213,7 @@ func (s *Service) notKept(r *Request, err error, otherwise int) answer {
 	no, later := (*Refusal)(nil), (*Delay)(nil)
 	switch {
 	case errors.As(err, &later):
-		a := plain(http.StatusServiceUnavailable, later.Message)
+		a := plain(http.StatusTooManyRequests, later.Message) // and not 503, which says nothing of whether it has happened
 		a.Header.Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(later.After.Seconds())))))
 		return a
 	case errors.As(err, &no):

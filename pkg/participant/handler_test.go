@@ -66,13 +66,33 @@ func TestARefusedCompensationIsCarriedOutWhenItComesAgain(t *testing.T) {
 	r.is("1", 0)
 }
 
+// TestServiceVouchesForStoredRefusals has an action refused, which is stored, and a compensation, which is not.
+func TestServiceVouchesForStoredRefusals(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.failing(func(*participant.Request) error {
+		return participant.Refuse(http.StatusPaymentRequired, "card declined")
+	})
+	for range 2 {
+		if got := r.answers(402, "POST", "/things/1", "a", `{}`); got.header.Get("Saga-Outcome") != "Rejected" {
+			t.Errorf("a stored no is not vouched for: %v", got.header)
+		}
+	}
+	r.failing(nil)
+	r.answers(201, "POST", "/things/2", "b", `{}`)
+	r.failing(func(*participant.Request) error { return participant.Refuse(http.StatusConflict, "the books are closed") })
+	if got := r.answers(409, "DELETE", "/things/2", "c", ""); got.header.Get("Saga-Outcome") != "" {
+		t.Error("a no that comes to something else the next time is vouched for")
+	}
+}
+
 func TestNotNowIsNotKept(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.failing(func(*participant.Request) error {
 		return participant.NotNow(1500*time.Millisecond, "the warehouse is closed")
 	})
-	if got := r.answers(503, "POST", "/things/1", "a", `{}`); got.header.Get("Retry-After") != "2" {
+	if got := r.answers(429, "POST", "/things/1", "a", `{}`); got.header.Get("Retry-After") != "2" {
 		t.Errorf("Retry-After is %q", got.header.Get("Retry-After"))
 	}
 	r.failing(nil)

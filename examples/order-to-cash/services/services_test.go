@@ -284,7 +284,7 @@ func TestShippingIsUnavailableForAsLongAsItWasTold(t *testing.T) {
 		t.Fatalf("the outage was answered with %v", got)
 	}
 	ship, other := r.step("1044", "print"), r.step("1045", "print")
-	for i, want := range []int{503, 503, 201, 201} {
+	for i, want := range []int{429, 429, 201, 201} {
 		if got := r.act("1044", ship); got.Status != want {
 			t.Errorf("request %d was answered with %v, not %d", i, got, want)
 		}
@@ -292,7 +292,7 @@ func TestShippingIsUnavailableForAsLongAsItWasTold(t *testing.T) {
 	if err := r.Outage(services.Outage{Requests: 1}); err != nil {
 		t.Fatal(err)
 	}
-	for i, want := range []int{503, 201} {
+	for i, want := range []int{429, 201} {
 		if got := r.act("1045", other); got.Status != want {
 			t.Errorf("request %d for any order was answered with %v, not %d", i, got, want)
 		}
@@ -310,7 +310,7 @@ func TestShippingIsUnavailableForAsLongAsItWasTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	r.check(res.StatusCode, 503)
+	r.check(res.StatusCode, 429)
 	r.check(res.Header.Get("Retry-After"), "3600")
 	if err := r.Outage(services.Outage{}); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ const (
 	retryAfter = time.Second
 )
 
-// Outage is a time during which the service is unavailable: it answers 503 and has no effect.
+// Outage is a time during which the service is unavailable: it answers 429 and has no effect.
 type Outage struct {
 	// Order is the order whose requests are turned away; empty is every order.
 	Order string `json:"order,omitempty"`

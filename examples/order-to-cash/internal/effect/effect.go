@@ -112,7 +112,7 @@ func (s *Service) answered(ctx context.Context, c *call, kept *keeper) {
 	switch {
 	case kept.status < http.StatusMultipleChoices && !c.done:
 		what = nothing
-	case kept.status >= http.StatusBadRequest && kept.status < http.StatusInternalServerError && kept.status != http.StatusTooEarly && !c.done:
+	case kept.status >= http.StatusBadRequest && kept.status < http.StatusInternalServerError && kept.status != http.StatusTooEarly && kept.status != http.StatusTooManyRequests && !c.done:
 		what = refused
 	default:
 		return

@@ -87,7 +87,7 @@ func TestWithoutADatabaseCallersAreAskedToComeBack(t *testing.T) {
 	r := start(t)
 	r.eventually("/healthz", func(got reply) bool { return got.Status == http.StatusOK })
 	r.pool.Close()
-	if got := r.send("POST", "/act/1", "k", `{}`); got.Status != http.StatusServiceUnavailable {
+	if got := r.send("POST", "/act/1", "k", `{}`); got.Status != http.StatusTooManyRequests {
 		t.Errorf("%v was answered", got)
 	}
 	if got := r.send("GET", "/healthz", "", ""); got.Status != http.StatusServiceUnavailable {
