@@ -272,7 +272,7 @@ func TestAStatusThatMovesFastIsWrittenOncePerSecond(t *testing.T) {
 		return nil
 	}
 	r.startOperator()
-	r.svc.on("POST /charge", answer(503, `{"message":"busy"}`))
+	r.svc.on("POST /charge", answer(429, `{"message":"busy"}`))
 	r.create("order", "deadline: 4s\n"+strings.Replace(order, "maxAttempts: 3, initialBackoff: 10ms, maxBackoff: 50ms", "maxAttempts: 100, initialBackoff: 100ms, maxBackoff: 100ms", 1))
 	r.waitPhase("order", v1.PhaseCompensated)
 	t.Logf("the status was written %d times", r.writes("order"))

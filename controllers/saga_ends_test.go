@@ -178,7 +178,7 @@ func TestACancelledSagaIsRolledBack(t *testing.T) {
 func TestADeadlineRollsBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.svc.on("POST /charge", answer(http.StatusServiceUnavailable, `{}`))
+	r.svc.on("POST /charge", answer(http.StatusTooManyRequests, `{}`))
 	r.create("order", "deadline: 1s\n"+strings.Replace(order, "maxAttempts: 3", "maxAttempts: 100", 1))
 	o := r.waitPhase("order", v1.PhaseCompensated)
 	if o.Status.Failure.Cause != "DeadlineExceeded" {

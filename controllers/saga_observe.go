@@ -110,7 +110,7 @@ func (r *SagaReconciler) define(s *sighting) {
 	if s.object == nil {
 		return
 	}
-	s.observed.Suspend, s.observed.Cancel = s.object.Spec.Suspend, s.object.Spec.Cancel
+	s.observed.Suspend, s.observed.Cancel, s.observed.Generation = s.object.Spec.Suspend, s.object.Spec.Cancel, s.object.Generation
 	s.observed.CreatedBy, s.observed.TraceParent = s.object.Annotations[v1.CreatedByAnnotation], s.object.Annotations[v1.TraceParentAnnotation]
 	s.observed.Labels = labels(s.object.Labels)
 	if s.note.recorded || s.object.Status.RecordedVersion > 0 {

@@ -285,10 +285,12 @@ type MessageReply struct {
 
 // HTTPRequest is a call of an HTTP service. Every attempt carries the same
 // body and the headers Idempotency-Key, Saga-Id, Saga-Step and traceparent.
-// 2xx means that it happened; 429, 503 and a connection that never came
-// about mean that it did not, and it is tried again; other 4xx are a
-// definite no; everything else may have happened and is tried again under
-// the same key. Redirects are not followed.
+// 2xx means that it happened; 429 and a connection that never came about mean
+// that it did not, and it is retried; other 4xx and redirects, which are not
+// followed, reject the action as long as nothing may have happened. The header
+// Saga-Outcome: Rejected makes a 2xx or 4xx the participant's own word, which
+// settles what earlier attempts left open; without it they stay unknown.
+// Everything else may have happened and is retried under the same key.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.callbackTimeout) == (has(self.completion) && self.completion == 'Callback')",message="callbackTimeout is needed with completion: Callback, and only with it"
 type HTTPRequest struct {
@@ -376,8 +378,8 @@ type Retry struct {
 	MaxAttempts int32 `json:"maxAttempts,omitempty"`
 
 	// initialBackoff bounds the pause before the second attempt, for example
-	// 200ms. 0s to 24h; 0s means no pause. Default: 1s, or maxBackoff if that is
-	// shorter.
+	// 200ms. 0s to 24h; 0s is taken as 100ms. Default: 1s, or maxBackoff if that
+	// is shorter.
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:Format=duration

@@ -14,7 +14,7 @@ import (
 // answers returns the outcomes of the attempts that were accepted and have been answered. Which
 // attempt an answer ends is the core's rule; see State.RepliedAttempt.
 func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]saga.Outcome, error) {
-	awaited := r.state.Awaited()
+	awaited := plan.Awaited(r.state)
 	if len(awaited) == 0 {
 		return nil, nil
 	}
@@ -45,9 +45,9 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 
 // answered is what an attempt came to by its answer.
 func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, attempt saga.Attempt) saga.Outcome {
-	o := saga.Outcome{Attempt: attempt, Kind: saga.Succeeded}
+	o := saga.Outcome{Attempt: attempt, Kind: saga.Succeeded, Reply: true}
 	if a.Rejected {
-		o.Kind, o.Reason, o.Message = saga.Rejected, a.Reason, a.Message
+		o.Kind, o.Author, o.Reason, o.Message = saga.Rejected, saga.AuthorParticipant, a.Reason, a.Message
 		return o
 	}
 	value, err := expression.Decode(a.Response)

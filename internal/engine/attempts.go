@@ -11,26 +11,28 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
+// ReasonExpressionFailed is the reason of an effect whose settings cannot be rendered. What they read never changes, so a retry cannot help.
+const ReasonExpressionFailed = "ExpressionFailed"
+
 // Reasons that the engine itself gives for an outcome.
 const (
 	reasonPanic      = "ParticipantPanicked"
-	reasonExpression = "ExpressionFailed"
+	reasonExpression = ReasonExpressionFailed
 	reasonOutput     = "OutputFailed"
 	reasonKind       = "UnknownKind"
+	reasonNotSent    = "NotSent"
 )
 
-// lost returns the attempts that should be under way and were begun by somebody else: they are about to be sent again, and that has to be recorded first.
+// lost returns the attempts that should be under way and of which this process knows nothing.
 func (e *Engine) lost(r *running, plan *saga.Plan) []saga.Attempt {
-	if !e.accepting() {
-		return nil // nothing is sent any more
-	}
 	return r.missing(plan.InFlight(r.state))
 }
 
-// runDifference makes the attempts that are under way those that should be.
-func (e *Engine) runDifference(r *running) {
+// runDifference makes the attempts that are under way those that should be. While the saga is
+// suspended, or the process about to end, none is started.
+func (e *Engine) runDifference(r *running, draining bool) {
 	start := r.difference(r.plan.InFlight(r.state))
-	if len(start) == 0 || !e.accepting() {
+	if draining || r.state.Suspended {
 		return
 	}
 	for _, a := range start {
@@ -46,20 +48,43 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		return
 	}
 	state, plan := r.state, r.plan
+	over := state.Step(a.Step).Effect(a.Direction).SentAt.Add(plan.AttemptTimeout(a))
 	e.pool.submit(r.key.Namespace, func() {
 		defer cancel()
-		if ctx.Err() != nil || !e.accepting() {
+		defer e.survive(r.key, "carrying out "+a.String())
+		// What has waited for a place until its time was over is not sent any more: an undo may start now.
+		if !e.accepting() || !e.Clock().Before(over) {
+			if r.withdraw(func(other saga.Attempt) bool { return other == a }) {
+				e.tell(r)
+			}
 			return
 		}
 		e.metrics.inFlight.Inc()
 		began := time.Now()
-		o := e.carryOut(ctx, plan, state, a)
+		o := e.carryOut(ctx, plan, state, a, over, func() bool { return r.send(a) })
 		e.metrics.inFlight.Dec()
 		e.metrics.attempt(plan.Kind(a), o, time.Since(began))
 		if r.end(o) {
 			e.tell(r)
 		}
 	})
+}
+
+// takeBack withdraws what waits for a place and is not wanted any more by what has just been read: another process has recorded a
+// rollback, a suspension, or the end of the attempt.
+func (e *Engine) takeBack(r *running) {
+	state := r.state
+	r.withdraw(func(a saga.Attempt) bool {
+		f := state.Effect(a.EffectID)
+		return state.Suspended || !state.Wants(a.Direction) || f.Status != saga.InProgress || f.Attempts != a.Number
+	})
+}
+
+// survive keeps a panic from ending the process: it ends one round of one saga, which begins again from what is recorded.
+func (e *Engine) survive(key Key, doing string) {
+	if p := recover(); p != nil {
+		e.Logger.Error("panic while "+doing, "saga", key, "panic", p, "stack", string(debug.Stack()))
+	}
 }
 
 // tell has an outcome recorded that has just been put beside its saga: by whoever drives the engine or, when nobody does any more, at once.
@@ -73,8 +98,9 @@ func (e *Engine) tell(r *running) {
 	e.recordLast(ctx, r)
 }
 
-// carryOut does one attempt from rendering to evaluated output. Whatever happens in it, it comes to one of the four outcomes.
-func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a saga.Attempt) (o saga.Outcome) {
+// carryOut does one attempt from rendering to evaluated output, until its time is over. It calls the participant only if send, called
+// immediately before, reports that the attempt is still wanted. Whatever happens in it, it comes to one of the four outcomes.
+func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a saga.Attempt, over time.Time, send func() bool) (o saga.Outcome) {
 	o.Attempt = a
 	defer func() {
 		if p := recover(); p != nil {
@@ -83,7 +109,7 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 		}
 	}()
 	fail := func(kind saga.OutcomeKind, reason string, err error) saga.Outcome {
-		return saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Unasked: kind == saga.Rejected}
+		return saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Author: saga.AuthorOperator}
 	}
 	with, err := plan.Render(s, a)
 	if err != nil {
@@ -93,21 +119,33 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 	if !ok {
 		return fail(saga.Rejected, reasonKind, fmt.Errorf("this operator has no participant of kind %q", plan.Kind(a)))
 	}
-	ctx, cancel := context.WithTimeout(ctx, plan.AttemptTimeout(a))
+	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
+	ctx, cancel := context.WithTimeout(ctx, over.Sub(e.Clock()))
 	defer cancel()
-	res := who.Do(ctx, participant.Call{
+	call := participant.Call{
 		Saga: participant.Identity{UID: s.UID, Namespace: s.Namespace, Name: s.Name}, Attempt: a,
 		Key: a.Key(s.UID), With: with, TraceParent: traceParent(s, a),
-	})
+	}
+	if p, ok := who.(participant.Preparer); ok {
+		if res := p.Prepare(ctx, &call); res != nil {
+			return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author}
+		}
+	}
+	if !send() {
+		return notSent(a) // it has been taken back, and its outcome is known
+	}
+	res := who.Do(ctx, call)
 	if res.Accepted {
 		return saga.Outcome{Attempt: a, Accepted: true, AnswerWithin: min(res.AnswerWithin, participant.MaxAnswerWithin)}
 	}
 	if res.Kind != saga.Succeeded {
-		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Unasked: res.Unasked}
+		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author, Over: res.Over}
 	}
 	out, err := plan.Output(s, a, res.Response)
 	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
-		return fail(saga.Unknown, reasonOutput, err)
+		o := fail(saga.Unknown, reasonOutput, err)
+		o.Over = true
+		return o
 	}
 	return saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: out}
 }

@@ -24,13 +24,18 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 	}
 	for range maxRounds {
 		r := newRunning(key)
-		if err := e.load(ctx, r); err != nil {
+		if err := e.load(ctx, r); errors.Is(err, eventstore.ErrWrongVersion) {
+			continue // it has begun between two reads
+		} else if err != nil {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
 		if r.state.Version == 0 {
 			return fmt.Errorf("deciding about saga %s: %w", key, ErrNotStarted)
 		}
-		event, err := saga.Decided(r.state, d, e.Clock().UTC().Truncate(time.Microsecond))
+		event, recorded, err := saga.Decided(r.state, d, e.Clock().UTC().Truncate(time.Microsecond))
+		if recorded { // by a call whose result was lost, perhaps before anybody was told of it
+			return e.tellOfDecision(ctx, key, uid)
+		}
 		if err != nil {
 			if r.state.Phase == saga.Compensating { // perhaps by a decision that nobody has been told of, because its process ended
 				err = errors.Join(err, e.Store.Nudge(ctx, uid))
@@ -43,14 +48,19 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 		}
 		err = e.append(ctx, r, plan, []saga.Event{event})
 		if err == nil {
-			if err := e.Store.Nudge(ctx, uid); err != nil {
-				return fmt.Errorf("deciding about saga %s: it is recorded, but whoever drives the saga could not be told: %w; ask again", key, err)
-			}
-			return nil
+			return e.tellOfDecision(ctx, key, uid)
 		}
 		if !errors.Is(err, eventstore.ErrWrongVersion) {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
 	}
 	return fmt.Errorf("deciding about saga %s: %w: lost %d times in a row", key, errContended, maxRounds)
+}
+
+// tellOfDecision has whoever drives a saga look at it.
+func (e *Engine) tellOfDecision(ctx context.Context, key Key, uid uuid.UUID) error {
+	if err := e.Store.Nudge(ctx, uid); err != nil {
+		return fmt.Errorf("deciding about saga %s: it is recorded, but whoever drives the saga could not be told: %w; ask again", key, err)
+	}
+	return nil
 }

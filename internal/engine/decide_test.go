@@ -20,7 +20,7 @@ func parked(t *testing.T, store *memory.Store) (*bench, Key) {
 	p.do = func(_ context.Context, c participant.Call) participant.Result {
 		refuse := c.Attempt.Step == "ship" && c.Attempt.Direction == saga.Action || c.Attempt.Step == "pay" && c.Attempt.Direction == saga.Compensation && c.Attempt.Number == 1
 		if refuse {
-			return participant.Result{Kind: saga.Rejected, Reason: "No", Message: "no"}
+			return participant.Result{Kind: saga.Rejected, Author: saga.AuthorParticipant, Reason: "No", Message: "no"}
 		}
 		return participant.Result{Kind: saga.Succeeded}
 	}

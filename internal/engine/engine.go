@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +23,10 @@ import (
 
 // DefaultWorkers is how many attempts run at once when Options does not say.
 const DefaultWorkers = 512
+
+// DefaultKeyRetention is how long participants have to remember idempotency keys at least, as the IETF's draft on the header and common
+// payment providers have it.
+const DefaultKeyRetention = 24 * time.Hour
 
 // MaxLabels is how many labels of a saga its messages carry. Each message has them, and each row of the outbox.
 const MaxLabels = 64
@@ -50,6 +55,8 @@ type Observation struct {
 	Labels map[string]string
 	// Suspend, Cancel and Delete are what the user wants now.
 	Suspend, Cancel, Delete bool
+	// Generation is the metadata.generation of the object that this comes from.
+	Generation int64
 }
 
 // Result is where a saga stands after Advance.
@@ -75,7 +82,10 @@ type Options struct {
 	Plans *Plans
 	// Workers bounds the attempts that run at once; DefaultWorkers by default.
 	Workers int
-	Logger  *slog.Logger
+	// KeyRetention is how long participants remember idempotency keys. An effect that may have happened is not sent again under an older
+	// one. DefaultKeyRetention by default; a negative one means for ever.
+	KeyRetention time.Duration
+	Logger       *slog.Logger
 	// Metrics, where given, gets the engine's metrics.
 	Metrics prometheus.Registerer
 }
@@ -89,7 +99,9 @@ type Engine struct {
 	mu     sync.Mutex
 	sagas  map[string]*running
 	closed bool
-	until  time.Time // when the time of the shutdown is over, if it has one
+	// advancing are the calls of Advance under way: what they record as started is sent, or recorded as not sent, before a shutdown ends.
+	advancing sync.WaitGroup
+	until     time.Time // when the time of the shutdown is over, if it has one
 }
 
 // New returns an engine that is ready to advance sagas.
@@ -112,6 +124,9 @@ func New(o Options) (*Engine, error) {
 	if o.Workers <= 0 {
 		o.Workers = DefaultWorkers
 	}
+	if o.KeyRetention == 0 {
+		o.KeyRetention = DefaultKeyRetention
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -125,13 +140,21 @@ func New(o Options) (*Engine, error) {
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
 // never waits for a participant. An error means that nothing is known to have happened; outcomes that were waiting are kept, and advancing the
 // key again is always safe. Problem tells what kind of error it is.
-func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (Result, error) {
+func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (res Result, err error) {
 	r, err := e.enter(key)
 	if err != nil {
 		return Result{}, err
 	}
+	defer e.advancing.Done()
 	r.enter()
 	defer r.leave()
+	defer func() {
+		if p := recover(); p != nil {
+			r.dropState()
+			e.Logger.Error("panic while advancing a saga", "saga", key, "panic", p, "stack", string(debug.Stack()))
+			res, err = Result{}, fmt.Errorf("advancing saga %s: %w", key, &PanicError{Value: p})
+		}
+	}()
 	r.observe(obs)
 	for range maxRounds {
 		done, err := e.advanceOnce(ctx, r)
@@ -164,16 +187,16 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 	if plan == nil {
 		return true, nil // nothing has started and nothing is to start
 	}
-	outcomes := r.waiting()
 	answers, err := e.answers(ctx, r, plan)
 	if err != nil {
 		return false, err
 	}
-	events := plan.Decide(r.state, saga.Input{
+	in := saga.Input{
 		Now: e.Clock().UTC().Truncate(time.Microsecond), Random: e.Random(), Start: start,
-		Suspend: r.observed.Suspend, Cancel: r.observed.Cancel, Delete: r.observed.Delete,
-		Lost: e.lost(r, plan), Outcomes: slices.Concat(outcomes, answers),
-	})
+		Suspend: r.observed.Suspend, Generation: r.observed.Generation, Cancel: r.observed.Cancel, Delete: r.observed.Delete,
+		KeyRetention: e.KeyRetention, Draining: !e.accepting(),
+	}
+	events, recorded := e.decide(r, plan, in, answers)
 	if len(events) == 0 && cached && !r.state.Phase.Terminal() {
 		if fresh, err := e.fresh(ctx, r); !fresh {
 			return false, err
@@ -185,10 +208,45 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 		}
 	}
 	r.plan = plan
-	r.recorded(len(outcomes))
-	e.runDifference(r)
+	if r.recorded(recorded) > 0 && len(events) > 0 {
+		e.Notify(r.key) // the rest did not fit
+	}
+	e.runDifference(r, in.Draining)
 	// An answer may have come before the acceptance was recorded. Nobody tells of it again, so it is looked for now.
 	return !slices.ContainsFunc(events, func(ev saga.Event) bool { return ev.EventType() == saga.AttemptAccepted{}.EventType() }), nil
+}
+
+// decide returns what is decided, and how many of the waiting outcomes that takes in. Attempts that
+// wait for a place are taken back before a rollback or a suspension is recorded, so that it is recorded
+// with it that they were not sent.
+func (e *Engine) decide(r *running, plan *saga.Plan, in saga.Input, answers []saga.Outcome) ([]saga.Event, int) {
+	for {
+		outcomes := fitting(r.waiting())
+		in.Lost, in.Outcomes = e.lost(r, plan), slices.Concat(outcomes, answers)
+		events := plan.Decide(r.state, in)
+		next := saga.Fold(r.state, events...)
+		unwanted := func(a saga.Attempt) bool { return next.Suspended || !next.Wants(a.Direction) }
+		if !r.withdraw(unwanted) {
+			return events, len(outcomes)
+		}
+	}
+}
+
+// Limits of the outcomes that one append takes in; the others are recorded in the next.
+const (
+	maxOutcomes    = 300
+	maxOutputBytes = 8 << 20
+)
+
+// fitting returns the oldest outcomes that fit into one append, at least one.
+func fitting(all []saga.Outcome) []saga.Outcome {
+	size := 0
+	for i := range all {
+		if size += len(all[i].Output); i > 0 && (i >= maxOutcomes || size > maxOutputBytes) {
+			return all[:i]
+		}
+	}
+	return all
 }
 
 // planFor returns the plan of a saga, and its first event where it is still to be recorded.
@@ -267,7 +325,7 @@ func (e *Engine) Forget(key Key) {
 	}
 }
 
-// enter returns what is held of a saga, made on first use.
+// enter returns what is held of a saga, made on first use, and counts a call of Advance: the caller has to call advancing.Done.
 func (e *Engine) enter(key Key) (*running, error) {
 	if _, err := uuid.Parse(key.UID); err != nil {
 		return nil, fmt.Errorf("advancing saga %s: its uid is not a UUID: %w", key, err)
@@ -282,5 +340,6 @@ func (e *Engine) enter(key Key) (*running, error) {
 		r = newRunning(key)
 		e.sagas[key.UID] = r
 	}
+	e.advancing.Add(1)
 	return r, nil
 }

@@ -38,6 +38,11 @@ func (e *StreamError) Error() string {
 
 func (e *StreamError) Unwrap() error { return e.Err }
 
+// PanicError says that the operator's own code panicked over one saga. The log has the stack.
+type PanicError struct{ Value any }
+
+func (e *PanicError) Error() string { return fmt.Sprintf("the operator panicked: %v", e.Value) }
+
 // Reasons that Problem gives.
 const (
 	ReasonInvalidDefinition     = "InvalidDefinition"
@@ -48,6 +53,7 @@ const (
 	ReasonEventStoreUnavailable = "EventStoreUnavailable"
 	ReasonContended             = "Contended"
 	ReasonAdvanceFailed         = "AdvanceFailed"
+	ReasonInternalError         = "InternalError"
 )
 
 // Problem says what an error of Advance means for the saga: a reason for its conditions, a message for people, and whether it passes by itself. One that
@@ -55,7 +61,11 @@ const (
 func Problem(err error) (reason, message string, transient bool) {
 	var def *DefinitionError
 	var stream *StreamError
+	var panicked *PanicError
 	switch {
+	case errors.As(err, &panicked):
+		line, _, _ := strings.Cut(panicked.Error(), "\n")
+		return ReasonInternalError, "This is a fault of the operator, please report it with the stack in its log: " + line + ". The saga is tried again from time to time.", false
 	case errors.As(err, &def) && def.Recorded:
 		return ReasonDefinitionUnreadable, "The saga was started by an operator that could read its definition, and this one cannot: " + def.Error(), false
 	case errors.As(err, &def):

@@ -42,6 +42,7 @@ func (e *Engine) load(ctx context.Context, r *running) error {
 		return e.checkRemoved(ctx, r, state)
 	}
 	r.setLoaded(state)
+	e.takeBack(r)
 	return nil
 }
 
@@ -51,7 +52,12 @@ func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State)
 	if err != nil {
 		return err
 	}
-	if v > 0 {
+	if v > 0 { // another operator may have begun it between the two reads
+		if first, err := e.Store.Load(ctx, StreamOf(r.key.UID), 1, 1); err != nil {
+			return err
+		} else if len(first) > 0 {
+			return eventstore.ErrWrongVersion
+		}
 		return fmt.Errorf("loading stream %s: its events have been removed: %w", StreamOf(r.key.UID), eventstore.ErrArchived)
 	}
 	r.setLoaded(state)

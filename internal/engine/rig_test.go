@@ -65,7 +65,7 @@ func (s *scripted) seen() []participant.Call {
 func rejectStep(name string) func(context.Context, participant.Call) participant.Result {
 	return func(_ context.Context, c participant.Call) participant.Result {
 		if c.Attempt.Step == name && c.Attempt.Direction == saga.Action {
-			return participant.Result{Kind: saga.Rejected, Reason: "No", Message: "no"}
+			return participant.Result{Kind: saga.Rejected, Author: saga.AuthorParticipant, Reason: "No", Message: "no"}
 		}
 		return participant.Result{Kind: saga.Succeeded}
 	}

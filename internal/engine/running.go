@@ -3,10 +3,19 @@ package engine
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vextrus/saga-operator/internal/saga"
 )
+
+// attempt is one that this process is to carry out.
+type attempt struct {
+	cancel context.CancelFunc
+	// sent is true from the moment in which it is handed to the participant; before, it waits for a
+	// place in the pool.
+	sent bool
+}
 
 // knowledge is what the engine knows of a saga's stream.
 type knowledge int
@@ -39,12 +48,12 @@ type running struct {
 	// mu guards what attempts touch when they end.
 	mu       sync.Mutex
 	outcomes []saga.Outcome
-	// attempts are those under way; nil once the saga has been abandoned.
-	attempts map[saga.Attempt]context.CancelFunc
+	// attempts are those that this process is to carry out; nil once the saga has been abandoned.
+	attempts map[saga.Attempt]*attempt
 }
 
 func newRunning(key Key) *running {
-	return &running{key: key, turn: make(chan struct{}, 1), attempts: map[saga.Attempt]context.CancelFunc{}}
+	return &running{key: key, turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
 }
 
 // enter waits for the saga's turn; leave ends it.
@@ -95,11 +104,13 @@ func (r *running) waiting() []saga.Outcome {
 	return slices.Clone(r.outcomes)
 }
 
-// recorded drops the oldest n outcomes: they are facts now, or came too late to become any.
-func (r *running) recorded(n int) {
+// recorded drops the oldest n outcomes: they are facts now, or came too late to become any. It returns
+// how many are left.
+func (r *running) recorded(n int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.outcomes = slices.Delete(r.outcomes, 0, n)
+	return len(r.outcomes)
 }
 
 // difference cancels the attempts that are under way and should not be, and returns those that should be and are not. An attempt whose outcome is
@@ -107,9 +118,9 @@ func (r *running) recorded(n int) {
 func (r *running) difference(want []saga.Attempt) []saga.Attempt {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for a, cancel := range r.attempts {
+	for a, at := range r.attempts {
 		if !slices.Contains(want, a) {
-			cancel()
+			at.cancel()
 			delete(r.attempts, a)
 		}
 	}
@@ -137,8 +148,45 @@ func (r *running) begin(a saga.Attempt, cancel context.CancelFunc) bool {
 	if r.attempts == nil {
 		return false
 	}
-	r.attempts[a] = cancel
+	r.attempts[a] = &attempt{cancel: cancel}
 	return true
+}
+
+// send marks an attempt as handed to the participant; false if it has been withdrawn or cancelled.
+func (r *running) send(a saga.Attempt) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.attempts[a]
+	if at == nil || at.sent {
+		return false
+	}
+	at.sent = true
+	return true
+}
+
+// withdraw takes back the attempts that are not to be sent and have not been, and puts it beside the
+// saga that they were not. It reports whether there were any.
+func (r *running) withdraw(unwanted func(saga.Attempt) bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var back []saga.Attempt
+	for a, at := range r.attempts {
+		if !at.sent && unwanted(a) {
+			back = append(back, a)
+		}
+	}
+	slices.SortFunc(back, func(a, b saga.Attempt) int { return strings.Compare(a.Key(""), b.Key("")) })
+	for _, a := range back {
+		r.attempts[a].cancel()
+		delete(r.attempts, a)
+		r.outcomes = append(r.outcomes, notSent(a))
+	}
+	return len(back) > 0
+}
+
+// notSent is the outcome of an attempt for which the participant was not called.
+func notSent(a saga.Attempt) saga.Outcome {
+	return saga.Outcome{Attempt: a, Kind: saga.NotSent, Reason: reasonNotSent, Message: "the participant was not called for this attempt"}
 }
 
 // end puts an outcome beside the saga. It reports false for an attempt that was cancelled or
@@ -158,8 +206,8 @@ func (r *running) end(o saga.Outcome) bool {
 func (r *running) abandon() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, cancel := range r.attempts {
-		cancel()
+	for _, at := range r.attempts {
+		at.cancel()
 	}
 	r.attempts = nil
 }

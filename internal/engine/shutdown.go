@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,7 +27,8 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.closed = true
 	e.until, _ = ctx.Deadline()
 	e.mu.Unlock()
-	err := e.pool.drain(ctx)
+	err := e.advanced(ctx)
+	err = errors.Join(err, e.pool.drain(ctx))
 	e.mu.Lock()
 	left := e.sagas
 	e.sagas = map[string]*running{}
@@ -44,8 +46,24 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// advanced waits until no call of Advance is under way.
+func (e *Engine) advanced(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		e.advancing.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // recordLast records the outcomes that arrived while nobody advanced the saga any more. Failing is no loss: the attempt is sent again.
 func (e *Engine) recordLast(ctx context.Context, r *running) {
+	defer e.survive(r.key, "recording the last outcomes of a saga")
 	r.enter()
 	defer r.leave()
 	if len(r.waiting()) == 0 {

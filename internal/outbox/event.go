@@ -67,11 +67,12 @@ const (
 	correlationID
 	causationID
 	sequence
+	attempt
 	attributes // how many there are
 )
 
 // names are those of the attributes, without the prefix of a protocol.
-var names = [attributes]string{"specversion", "id", "type", "source", "subject", "time", "partitionkey", "traceparent", "correlationid", "causationid", "sequence"}
+var names = [attributes]string{"specversion", "id", "type", "source", "subject", "time", "partitionkey", "traceparent", "correlationid", "causationid", "sequence", "sagaattempt"}
 
 // prefixed keeps the names with the prefix of each protocol: made once, and not for each message.
 var prefixed sync.Map
@@ -98,6 +99,9 @@ func (m *Message) extensions(set func(attribute int, value string)) {
 	if m.Sequence > 0 {
 		text := strconv.FormatInt(m.Sequence, 10)
 		set(sequence, zeros[:max(len(zeros)-len(text), 0)]+text)
+	}
+	if m.Attempt > 0 {
+		set(attempt, strconv.Itoa(m.Attempt))
 	}
 }
 

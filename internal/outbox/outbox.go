@@ -14,7 +14,12 @@ import (
 )
 
 // Message is a message of the outbox on its way to a sink.
-type Message struct{ eventstore.RecordedMessage }
+type Message struct {
+	eventstore.RecordedMessage
+	// Attempt is the number of the attempt of a step that publishes the message; zero if no step does. It travels as the extension
+	// sagaattempt, and a reply that repeats it is known to be to this attempt.
+	Attempt int
+}
 
 // Publisher carries messages to one destination. It is safe for concurrent use, and connects when it is first needed.
 type Publisher interface {

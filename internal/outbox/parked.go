@@ -286,7 +286,7 @@ func loadHeads(ctx context.Context, db database, r *reader, keys []string) ([]Me
 		if err := storepg.DecodeEnvelope(metadata, &m.Message); err != nil {
 			return nil, nil, err
 		}
-		all, heads = append(all, Message{m}), append(heads, h)
+		all, heads = append(all, Message{RecordedMessage: m}), append(heads, h)
 	}
 	return all, heads, rows.Err()
 }

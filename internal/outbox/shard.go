@@ -288,7 +288,7 @@ func (s *shard) handle(ctx, hard context.Context, p *page, takes func()) (bool, 
 	}
 	all := make([]Message, len(p.Messages))
 	for i := range p.Messages {
-		all[i] = Message{p.Messages[i]}
+		all[i] = Message{RecordedMessage: p.Messages[i]}
 	}
 	for obstacle := s.obstacle(ctx, all); obstacle != nil; obstacle = s.obstacle(ctx, all) {
 		s.tellTrouble(ctx, obstacle)

@@ -26,14 +26,18 @@ type Call struct {
 	With map[string]any
 	// TraceParent is the W3C trace context to pass on; empty when there is none.
 	TraceParent string
+	// Callback is the URL at which the participant replies later; empty if it does not, or if Prepare was not called.
+	Callback string
 }
 
 // Result is what a call came to.
 type Result struct {
 	Kind saga.OutcomeKind
-	// Unasked says of a Rejected that it is not the participant's answer to the key: nothing was sent, or whoever refused, such as a broker, does not know what became of earlier attempts. An earlier
-	// unknown outcome is then still unknown, and compensated.
-	Unasked bool
+	// Author says of a Rejected whose word it is. Only the participant's own word settles what an earlier attempt left open.
+	Author saga.Author
+	// Over says of an Unknown that a response came, after which the participant does no more: a rollback need not wait until the call's time
+	// is over.
+	Over bool
 	// Accepted says that the participant has taken the attempt and answers later, within AnswerWithin (at most MaxAnswerWithin): the answer comes to the event store, by whatever
 	// way, and without one the outcome is unknown. Kind means nothing then.
 	Accepted     bool
@@ -58,6 +62,13 @@ type Participant interface {
 	// Do carries out one attempt and returns when it has ended, or when ctx has. It is safe for concurrent use. Whatever happens
 	// it must say which of the four outcomes it was, and when in doubt: Unknown.
 	Do(ctx context.Context, call Call) Result
+}
+
+// Preparer is a participant that has something to do before it is called for an attempt, such as storing the token of a callback. The engine
+// looks once more whether the attempt is still wanted between Prepare and Do.
+type Preparer interface {
+	// Prepare may change the call. A result that is not nil ends the attempt: nothing was sent.
+	Prepare(ctx context.Context, call *Call) *Result
 }
 
 // Registry maps the name of each kind to who carries it out.

@@ -15,12 +15,12 @@ func TestAnAcceptedAttemptIsNotUnderWayAndItsAnswerEndsIt(t *testing.T) {
 	if w := h.plan.Wake(h.state); !w.Equal(h.now.Add(time.Minute)) {
 		t.Errorf("it wants to be woken at %s", w)
 	}
-	if got := h.state.Awaited(); len(got) != 1 || got[0] != (EffectID{Step: "pay", Direction: Action}) {
+	if got := h.plan.Awaited(h.state); len(got) != 1 || got[0] != (EffectID{Step: "pay", Direction: Action}) {
 		t.Error("it does not say that it waits")
 	}
 	h.answers("pay", Action, Succeeded)
 	h.inFlightAre("ship/action")
-	if len(h.state.Awaited()) > 0 {
+	if len(h.plan.Awaited(h.state)) > 0 {
 		t.Error("it still waits")
 	}
 }
@@ -44,10 +44,6 @@ func TestAnAnswerThatDoesNotComeLeavesTheOutcomeUnknownAndTheAttemptIsRepeated(t
 	}
 	h.wake()
 	if f := h.state.Steps[0].Do; f.Status != Waiting || !f.InDoubt || f.Reason != ReasonNoAnswer {
-		t.Errorf("the action is %+v", f)
-	}
-	h.answers("pay", Action, Succeeded) // between two attempts nobody waits
-	if f := h.state.Steps[0].Do; f.Status != Waiting {
 		t.Errorf("the action is %+v", f)
 	}
 	h.wake()
@@ -140,5 +136,63 @@ func TestASecondAcceptanceOfAnAttemptDoesNotPutOffItsEnd(t *testing.T) {
 	h.now = h.now.Add(time.Second)
 	if events := h.decide(Outcome{Attempt: a, Accepted: true, AnswerWithin: time.Hour}); len(events) > 0 || !h.state.Steps[0].Do.AnswerBy.Equal(by) { // of another operator that sent it too
 		t.Errorf("decided %v", types(events))
+	}
+}
+
+// TestReplyCountsWithoutItsAcceptance has the response lost that said 202, and the reply come between two attempts.
+func TestReplyCountsWithoutItsAcceptance(t *testing.T) {
+	t.Parallel()
+	for kind, phase := range map[OutcomeKind]Phase{Succeeded: Running, Rejected: Compensated} {
+		h := begin(t, twoSteps)
+		h.ends("pay", Action, Unknown)
+		h.answers("pay", Action, kind)
+		h.phaseIs(phase)
+		if f := h.state.Steps[0].Do; f.InDoubt {
+			t.Errorf("after a reply that it %s the action is still in doubt", kind)
+		}
+	}
+}
+
+// TestRepliedAttemptIsOfTheRound has a compensation that a person has had retried.
+func TestRepliedAttemptIsOfTheRound(t *testing.T) {
+	t.Parallel()
+	h := begin(t, twoSteps)
+	h.ends("pay", Action, Succeeded)
+	h.ends("ship", Action, Rejected)
+	h.ends("pay", Compensation, Rejected)
+	h.decided(Decision{Verdict: Retried})
+	id := EffectID{Step: "pay", Direction: Compensation}
+	if _, ok := h.state.RepliedAttempt(id, 0); ok {
+		t.Error("a reply of the last round counts")
+	}
+	if a, ok := h.state.RepliedAttempt(id, 1); !ok || a.Number != 2 {
+		t.Errorf("a reply of this round ends attempt %d: %t", a.Number, ok)
+	}
+	h.ends("pay", Compensation, Succeeded)
+	if _, ok := h.state.RepliedAttempt(id, 1); ok {
+		t.Error("a reply to an effect at rest counts")
+	}
+}
+
+func TestAwaitedAreMovingEffectsThatCanBeReplied(t *testing.T) {
+	t.Parallel()
+	callback, reply := with(`{"completion": "Callback"}`), with(`{"reply": {"timeout": "1m"}}`)
+	for name, c := range map[string]struct {
+		option stepOption
+		want   int
+	}{"callback": {callback, 1}, "reply": {reply, 1}, "neither": {with(`{"completion": "Response"}`), 0}} {
+		h := begin(t, Definition{Steps: []Step{step("pay", c.option)}})
+		if got := h.plan.Awaited(h.state); len(got) != c.want {
+			t.Errorf("%s: while it is under way replies to %v are looked for", name, got)
+		}
+		h.ends("pay", Action, Unknown)
+		if got := h.plan.Awaited(h.state); len(got) != c.want {
+			t.Errorf("%s: between two attempts replies to %v are looked for", name, got)
+		}
+		h.wake()
+		h.ends("pay", Action, Succeeded)
+		if got := h.plan.Awaited(h.state); len(got) != 0 {
+			t.Errorf("%s: at rest replies to %v are looked for", name, got)
+		}
 	}
 }

@@ -1,5 +1,7 @@
 package saga
 
+import "time"
+
 // startCompensations starts the compensations that are next in reverse dependency order.
 func (d *decision) startCompensations() {
 	if d.state.Phase != Compensating || d.state.Suspended {
@@ -15,13 +17,13 @@ func (d *decision) startCompensations() {
 
 // readyBackward says whether the compensation of a step starts now: it has to run and everything
 // that depends on the step is undone, or the pause before another attempt is over. It waits until
-// the action is settled: the action's outcome tells what there is to undo, and an undo that
-// overtakes its action is lost.
+// the action is settled, because its outcome tells what there is to undo, and while a call of it may
+// still be under way: an undo that overtakes its action is lost.
 func (d *decision) readyBackward(i int, undone []bool) readiness {
 	step := &d.state.Steps[i]
-	next := step.Compensation.Status == NotStarted && step.Do.Settled() &&
-		d.plan.toUndo(&d.state, i) && d.plan.dependentsUndone(i, undone)
-	if next || step.Compensation.due(d.in.Now) {
+	first := step.Compensation.Status == NotStarted && step.Do.Settled() &&
+		!d.in.Now.Before(step.Do.QuietUntil) && d.plan.toUndo(&d.state, i) && d.plan.dependentsUndone(i, undone)
+	if first || step.Compensation.due(d.in.Now) {
 		return readinessStart
 	}
 	return readinessWait
@@ -30,7 +32,8 @@ func (d *decision) readyBackward(i int, undone []bool) readiness {
 // movesBackward reports whether something is still to come of a step during the rollback.
 func (d *decision) movesBackward(i int, undone []bool) bool {
 	step := &d.state.Steps[i]
-	return !step.Do.Settled() || !step.Compensation.Settled() || d.readyBackward(i, undone) == readinessStart
+	quiet := !d.in.Now.Before(step.Do.QuietUntil) || !d.plan.toUndo(&d.state, i)
+	return !step.Do.Settled() || !step.Compensation.Settled() || !quiet || d.readyBackward(i, undone) == readinessStart
 }
 
 // toUndo reports whether the compensation of a step has to run: the action happened, or may have,
@@ -67,6 +70,18 @@ func (d *decision) park() {
 		if f.Status == Parked {
 			d.record(SagaParked{At: d.at(), Step: id.Step, Reason: f.Reason, Message: f.Message})
 			return
+		}
+	}
+}
+
+// quietUntil calls yield with the times until which compensations wait for nothing but the end of a
+// call that may still be under way.
+func (p *Plan) quietUntil(s *State, yield func(time.Time)) {
+	undone := p.undone(s)
+	for i := range p.steps {
+		step := &s.Steps[i]
+		if step.Compensation.Status == NotStarted && step.Do.Settled() && p.toUndo(s, i) && p.dependentsUndone(i, undone) {
+			yield(step.Do.QuietUntil)
 		}
 	}
 }

@@ -112,9 +112,25 @@ func (h *history) inFlight(step string, dir Direction) Attempt {
 	return Attempt{}
 }
 
+// ends ends the attempt of an effect that is under way. A no is the participant's own; see endsBy.
 func (h *history) ends(step string, dir Direction, kind OutcomeKind) []Event {
 	h.t.Helper()
+	switch kind {
+	case Rejected:
+		return h.endsBy(step, dir, AuthorParticipant)
+	case Unknown: // its time is over
+		if over := h.state.effect(EffectID{Step: step, Direction: dir}).SentAt.Add(h.plan.AttemptTimeout(h.inFlight(step, dir))); over.After(h.now) {
+			h.now = over
+		}
+	default:
+	}
 	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Kind: kind, Reason: "Because", Message: "because " + step})
+}
+
+// endsBy rejects the attempt of an effect that is under way, by the word of an author.
+func (h *history) endsBy(step string, dir Direction, author Author) []Event {
+	h.t.Helper()
+	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Kind: Rejected, Author: author, Reason: "Because", Message: "because " + step})
 }
 
 // accepts says that a participant has taken the attempt of an effect that is under way, and will answer within a minute.
@@ -128,7 +144,11 @@ func (h *history) answers(step string, dir Direction, kind OutcomeKind) []Event 
 	h.t.Helper()
 	id := EffectID{Step: step, Direction: dir}
 	a := Attempt{EffectID: id, Number: h.state.effect(id).Attempts}
-	return h.decide(Outcome{Attempt: a, Kind: kind, Reason: "Because", Message: "because " + step})
+	o := Outcome{Attempt: a, Kind: kind, Reply: true, Reason: "Because", Message: "because " + step}
+	if kind == Rejected {
+		o.Author = AuthorParticipant
+	}
+	return h.decide(o)
 }
 
 // wake moves time to when the saga wants to be looked at again.

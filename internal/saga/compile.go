@@ -182,6 +182,7 @@ func (c *compiler) compileStep(i int) {
 	step, field := &c.plan.def.Steps[i], "steps["+strconv.Itoa(i)+"]"
 	readable := c.ancestors[i]
 	c.plan.steps[i].do = c.compileEffect(field, &step.Do, readable)
+	c.plan.steps[i].replied = map[Direction]bool{Action: repliesLater(step.Do.With), Compensation: step.Compensation != nil && repliesLater(step.Compensation.With)}
 	c.compileOutput(i, field, readable)
 	if step.Compensation != nil {
 		readable.add(i)

@@ -22,8 +22,14 @@ type Input struct {
 	Start *SagaStarted
 	// Suspend, Cancel and Delete are what the user wants now.
 	Suspend, Cancel, Delete bool
-	// Lost are attempts under way that whoever carries out the decision has not begun: another process did, which may have called the participant and died since. They are about to be sent
-	// again.
+	// KeyRetention is how long participants remember keys; zero means for ever.
+	KeyRetention time.Duration
+	// Generation is the metadata.generation of the object that Suspend comes from.
+	Generation int64
+	// Draining says that the process is about to end: outcomes are recorded, and nothing else.
+	Draining bool
+	// Lost are attempts under way of which the caller knows nothing: another process started them, and
+	// may have called the participant.
 	Lost []Attempt
 	// Outcomes are those of attempts that have ended. One that belongs to no attempt under way is ignored: it came too late.
 	Outcomes []Outcome
@@ -33,15 +39,21 @@ type Input struct {
 // again on the result, with the same Now, nothing lost and no new outcome, returns nothing.
 func (p *Plan) Decide(s State, in Input) []Event {
 	d := &decision{plan: p, state: s.clone(), in: in}
-	d.admit()
+	if !in.Draining {
+		d.admit()
+	}
 	if !d.open() {
 		return d.events
 	}
 	d.recordOutcomes()
-	d.recordLost()
+	if in.Draining {
+		return d.events
+	}
 	d.giveUpReplies()
 	d.suspendOrResume()
+	d.giveUpKeys()
 	d.rollBack()
+	d.recordLost()
 	d.startActions()
 	d.startCompensations()
 	d.finish()
@@ -71,10 +83,11 @@ func (d *decision) open() bool {
 func (d *decision) recordOutcomes() {
 	for _, o := range d.in.Outcomes {
 		f := d.state.effect(o.Attempt.EffectID)
-		if !f.UnderWay() || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
+		waits := f.UnderWay() || o.Reply && f.Status == Waiting
+		if !waits || f.Attempts != o.Attempt.Number || o.Accepted && f.Status == Accepted {
 			continue
 		}
-		if o.Accepted && d.state.wants(o.Attempt.Direction) {
+		if o.Accepted && d.state.Wants(o.Attempt.Direction) {
 			d.record(AttemptAccepted{At: d.at(), Attempt: o.Attempt, AnswerBy: d.in.Now.Add(max(o.AnswerWithin, 0))})
 			continue
 		}
@@ -93,27 +106,64 @@ func (d *decision) recordOutcomes() {
 func (d *decision) recordFailure(o Outcome) {
 	follows, retryAt := next(d.plan.effect(o.Attempt.EffectID), &d.state, o, d.in.Now, d.in.Random)
 	d.record(AttemptFailed{
-		At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Unasked: o.Unasked,
+		At: d.at(), Attempt: o.Attempt, Outcome: o.Kind, Author: o.Author,
 		Reason: clip(o.Reason, maxReasonBytes), Message: clip(o.Message, maxMessageBytes),
-		Next: follows, RetryAt: retryAt,
+		Next: follows, RetryAt: retryAt, QuietUntil: d.quietUntil(o),
 	})
 }
 
-// recordLost records that attempts are sent again, before they are: a participant that cannot be reached then says only that the second call did not happen. Where that is known already there is
-// nothing to record.
+// quietUntil returns when the call of an action is over whose outcome is unknown; zero if it is over.
+// What was accepted is over, and so is every call whose time has passed.
+func (d *decision) quietUntil(o Outcome) time.Time {
+	if o.Kind != Unknown || o.Attempt.Direction != Action || o.Accepted || o.Over || d.state.effect(o.Attempt.EffectID).Status != InProgress {
+		return time.Time{}
+	}
+	if by := d.overBy(o.Attempt.EffectID); by.After(d.in.Now) {
+		return by
+	}
+	return time.Time{}
+}
+
+// recordLost deals with attempts that another process started, or this one before it lost track: the
+// participant may have been called. An attempt that the saga still wants is sent again, which is
+// recorded before it is: if the participant cannot be reached then, only the second call is known not
+// to have happened. An action is not sent again once the saga rolls back: whether it happened is
+// unknown, and it is undone.
 func (d *decision) recordLost() {
 	for _, a := range d.in.Lost {
-		if f := d.state.effect(a.EffectID); f.Status == InProgress && f.Attempts == a.Number && !f.InDoubt {
-			d.record(AttemptResent{At: d.at(), Attempt: a})
+		f := d.state.effect(a.EffectID)
+		switch {
+		case f.Status != InProgress || f.Attempts != a.Number:
+		case !d.state.Wants(a.Direction):
+			d.recordFailure(Outcome{
+				Attempt: a, Kind: Unknown, Reason: ReasonInterrupted,
+				Message: "the operator that started it has gone, or does not know what became of it; it is not sent again, because the saga rolls back",
+			})
+		case d.state.Suspended: // it is sent again when the saga goes on
+		default:
+			d.record(AttemptResent{At: d.at(), Attempt: a, QuietUntil: d.overBy(a.EffectID)})
 		}
 	}
+}
+
+// ReasonInterrupted is the reason of an action that was under way when its process ended, and that a
+// rollback does not send again.
+const ReasonInterrupted = "Interrupted"
+
+// overBy returns when the last call of an effect is over at the latest: it may be made until its
+// recorded start is attemptTimeout ago, and ends then.
+func (d *decision) overBy(id EffectID) time.Time {
+	if def := d.plan.effect(id); def != nil {
+		return d.state.effect(id).SentAt.Add(def.AttemptTimeout)
+	}
+	return time.Time{}
 }
 
 // startAttempt records the intent of the next attempt of a step's effect.
 func (d *decision) startAttempt(step int, dir Direction) {
 	s := &d.state.Steps[step]
 	id := EffectID{Step: s.Name, Direction: dir}
-	d.record(AttemptStarted{At: d.at(), Attempt: Attempt{EffectID: id, Number: s.effect(dir).Attempts + 1}})
+	d.record(AttemptStarted{At: d.at(), Attempt: Attempt{EffectID: id, Number: s.Effect(dir).Attempts + 1}})
 }
 
 // clip shortens a text to so many bytes of valid UTF-8 without NUL, which PostgreSQL keeps in no text.

@@ -9,7 +9,7 @@ import (
 // decided has a person decide, and the saga go on.
 func (h *history) decided(d Decision) []Event {
 	h.t.Helper()
-	e, err := Decided(h.state, d, h.now)
+	e, _, err := Decided(h.state, d, h.now)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -78,14 +78,14 @@ func TestADecisionThatCannotBeTakenSaysWhy(t *testing.T) {
 		"a step that has not failed": {Decision{Step: "a", Verdict: Retried}, "step", `that of step "b" has`},
 		"a reason without end":       {Decision{Verdict: Retried, Reason: strings.Repeat("x", maxMessageBytes+1)}, "reason", "limit"},
 	} {
-		_, err := Decided(parkedAt(t).state, c.decision, t0)
+		_, _, err := Decided(parkedAt(t).state, c.decision, t0)
 		var wrong *DecisionError
 		if !errors.As(err, &wrong) || wrong.Field != c.field || !strings.Contains(wrong.Message, c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
-	_, err := Decided(h.state, Decision{Verdict: Skipped}, t0)
+	_, _, err := Decided(h.state, Decision{Verdict: Skipped}, t0)
 	var wrong *DecisionError
 	if !errors.As(err, &wrong) || wrong.Field != "" || !strings.Contains(err.Error(), "Running") {
 		t.Errorf("a saga that is not parked: %v", err)
@@ -96,11 +96,11 @@ func TestADecisionWithATextThatPostgreSQLCannotKeepIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, reason := range []string{"a\x00b", "a\xffb"} {
 		var wrong *DecisionError
-		if _, err := Decided(parkedAt(t).state, Decision{Verdict: Skipped, By: "ann", Reason: reason}, t0); !errors.As(err, &wrong) || wrong.Field != "reason" {
+		if _, _, err := Decided(parkedAt(t).state, Decision{Verdict: Skipped, By: "ann", Reason: reason}, t0); !errors.As(err, &wrong) || wrong.Field != "reason" {
 			t.Errorf("%q: %v", reason, err)
 		}
 	}
-	e, err := Decided(parkedAt(t).state, Decision{Verdict: Skipped, By: "an\x00n"}, t0)
+	e, _, err := Decided(parkedAt(t).state, Decision{Verdict: Skipped, By: "an\x00n"}, t0)
 	if err != nil || strings.ContainsRune(e.By, 0) {
 		t.Errorf("%q, %v", e.By, err)
 	}
@@ -113,5 +113,43 @@ func TestTheNameOfWhoeverMadeASagaIsKeptAsPostgreSQLCan(t *testing.T) {
 	h.decide()
 	if h.state.CreatedBy != "a\uFFFDda" {
 		t.Errorf("%q", h.state.CreatedBy)
+	}
+}
+
+// TestDecisionWithAnIDCountsOnce has a person's call repeated after the saga has gone on and is parked at another step.
+func TestDecisionWithAnIDCountsOnce(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", undo()), step("b", after("a"), undo()), step("c", after("b"))}})
+	h.ends("a", Action, Succeeded)
+	h.ends("b", Action, Succeeded)
+	h.ends("c", Action, Rejected)
+	h.ends("b", Compensation, Rejected)
+	d := Decision{ID: "x-1", Verdict: MarkedCompensated, By: "ann"}
+	about := h.state.Parked.Version
+	h.decided(d)
+	h.ends("a", Compensation, Rejected)
+	h.phaseIs(CompensationFailed)
+	for _, again := range []Decision{d, {ID: "x-1", About: about, Verdict: MarkedCompensated}} {
+		e, recorded, err := Decided(h.state, again, h.now)
+		if err != nil || !recorded || e.About != about {
+			t.Errorf("the same decision again: %+v, recorded: %t, %v", e, recorded, err)
+		}
+	}
+	for name, c := range map[string]struct {
+		decision Decision
+		field    string
+	}{
+		"another verdict under the id": {Decision{ID: "x-1", Verdict: Skipped}, "id"},
+		"another step under the id":    {Decision{ID: "x-1", Step: "a", Verdict: MarkedCompensated}, "id"},
+		"about the last parking":       {Decision{ID: "x-2", About: about, Verdict: MarkedCompensated}, "about"},
+		"an id that is too long":       {Decision{ID: strings.Repeat("x", 257), Verdict: Skipped}, "id"},
+	} {
+		var wrong *DecisionError
+		if _, recorded, err := Decided(h.state, c.decision, h.now); recorded || !errors.As(err, &wrong) || wrong.Field != c.field {
+			t.Errorf("%s: recorded: %t, %v", name, recorded, err)
+		}
+	}
+	if _, recorded, err := Decided(h.state, Decision{ID: "x-2", About: h.state.Parked.Version, Verdict: Skipped}, h.now); recorded || err != nil {
+		t.Errorf("about the present parking: recorded: %t, %v", recorded, err)
 	}
 }

@@ -88,7 +88,7 @@ const (
 	Waiting EffectStatus = "Waiting"
 	// Done: it happened.
 	Done EffectStatus = "Done"
-	// Refused: an action got a definite no.
+	// Refused: an action was rejected.
 	Refused EffectStatus = "Refused"
 	// Exhausted: no attempt is left. EffectState.InDoubt tells whether it may have happened.
 	Exhausted EffectStatus = "Exhausted"
@@ -105,10 +105,23 @@ type EffectState struct {
 	Before int `json:"before,omitempty"`
 	// InDoubt is true from an attempt whose outcome is unknown until the participant's definite
 	// word under the same key; see doubtAfter.
-	InDoubt   bool      `json:"inDoubt,omitempty"`
+	InDoubt bool `json:"inDoubt,omitempty"`
+	// Unsent is the number of attempts since then of which the operator knows that it did not call the
+	// participant. They do not count, either.
+	Unsent int `json:"unsent,omitempty"`
+	// SentAt is when the last attempt was recorded as started, or as sent again.
+	SentAt time.Time `json:"sentAt,omitzero"`
+	// QuietUntil is when every call that was made for the effect is over, while it is in doubt.
+	QuietUntil time.Time `json:"quietUntil,omitzero"`
+	// Refusals counts the responses that rejected a compensation without being the participant's
+	// word. It is retried all the same, but a person may have to look.
+	Refusals  int       `json:"refusals,omitempty"`
 	StartedAt time.Time `json:"startedAt,omitzero"`
-	EndedAt   time.Time `json:"endedAt,omitzero"`
-	RetryAt   time.Time `json:"retryAt,omitzero"`
+	// KeySince is when the key was sent first, or first after a person had the effect retried. A
+	// participant may have forgotten a key that is too old.
+	KeySince time.Time `json:"keySince,omitzero"`
+	EndedAt  time.Time `json:"endedAt,omitzero"`
+	RetryAt  time.Time `json:"retryAt,omitzero"`
 	// AnswerBy is when the wait for a reply ends, while the status is Accepted.
 	AnswerBy time.Time `json:"answerBy,omitzero"`
 	Reason   string    `json:"reason,omitempty"`
@@ -143,30 +156,58 @@ func (f *EffectState) started(e AttemptStarted) {
 	if f.Attempts == 0 {
 		f.StartedAt = e.DecidedAt()
 	}
+	if f.KeySince.IsZero() {
+		f.KeySince = e.DecidedAt()
+	}
 	f.Status, f.Attempts, f.RetryAt, f.AnswerBy = InProgress, e.Number, time.Time{}, time.Time{}
+	f.SentAt = e.DecidedAt()
+}
+
+// resent: another call may have been made for the attempt, and one more is.
+func (f *EffectState) resent(e AttemptResent) {
+	f.InDoubt, f.SentAt = true, e.DecidedAt()
+	f.quiet(e.QuietUntil)
+}
+
+// quiet remembers until when a call may be under way.
+func (f *EffectState) quiet(until time.Time) {
+	if until.After(f.QuietUntil) {
+		f.QuietUntil = until
+	}
 }
 
 func (f *EffectState) succeeded(e AttemptSucceeded) {
 	f.Status, f.InDoubt, f.EndedAt, f.AnswerBy = Done, false, e.DecidedAt(), time.Time{}
+	f.RetryAt, f.QuietUntil = time.Time{}, time.Time{}
 	f.Reason, f.Message = "", ""
 }
 
 // doubtAfter reports whether the effect is in doubt after an attempt that failed. Only the
-// participant's own word settles a doubt. An unasked Rejected is not that word.
-func (f *EffectState) doubtAfter(outcome OutcomeKind, unasked bool) bool {
-	switch outcome {
-	case Unknown:
+// participant's own word settles a doubt.
+func (f *EffectState) doubtAfter(outcome OutcomeKind, author Author) bool {
+	switch {
+	case outcome == Unknown:
 		return true
-	case Rejected:
-		return f.InDoubt && unasked
-	default: // a Retryable says nothing about earlier attempts
+	case outcome == Rejected && author == AuthorParticipant:
+		return false
+	default:
 		return f.InDoubt
 	}
 }
 
 func (f *EffectState) failed(e AttemptFailed) {
 	f.Reason, f.Message, f.AnswerBy = e.Reason, e.Message, time.Time{}
-	f.InDoubt = f.doubtAfter(e.Outcome, e.Unasked)
+	if f.InDoubt = f.doubtAfter(e.Outcome, e.Author); f.InDoubt {
+		f.quiet(e.QuietUntil)
+	} else {
+		f.QuietUntil = time.Time{}
+	}
+	if e.Outcome == NotSent {
+		f.Unsent++
+	}
+	if e.Direction == Compensation && e.Outcome == Rejected {
+		f.Refusals++
+	}
 	f.Status, f.RetryAt = statusAfter[e.Next], e.RetryAt
 	if f.Settled() {
 		f.EndedAt = e.DecidedAt()

@@ -8,7 +8,7 @@ import (
 // OutcomeKind is what an attempt came to.
 type OutcomeKind string
 
-// The four outcomes.
+// The outcomes.
 const (
 	// Succeeded: it happened.
 	Succeeded OutcomeKind = "Succeeded"
@@ -18,6 +18,26 @@ const (
 	Retryable OutcomeKind = "Retryable"
 	// Unknown: it may have happened; try again, with the same key.
 	Unknown OutcomeKind = "Unknown"
+	// NotSent: the operator itself knows that it has not called the participant for this attempt. It
+	// does not count against the limit.
+	NotSent OutcomeKind = "NotSent"
+)
+
+// Author says whose word a no is. Only the participant's own word settles a doubt: something between
+// the operator and the participant cannot know what became of earlier attempts.
+type Author string
+
+// The authors of a no.
+const (
+	// AuthorUnknown: it may be the participant's, and nothing vouches for that.
+	AuthorUnknown Author = ""
+	// AuthorParticipant: the participant vouches for it, or said it in a reply.
+	AuthorParticipant Author = "Participant"
+	// AuthorGateway: a gateway, mesh, firewall or auth proxy gives such responses, too. So does a
+	// participant that is still busy with an earlier attempt.
+	AuthorGateway Author = "Gateway"
+	// AuthorOperator: the operator sent nothing, or a broker did not take the message.
+	AuthorOperator Author = "Operator"
 )
 
 // Outcome is what one attempt came to. It becomes a fact only when an event that says so is appended.
@@ -31,9 +51,14 @@ type Outcome struct {
 	Message string
 	// RetryAfter is the pause that the participant asked for; zero when it asked for none.
 	RetryAfter time.Duration
-	// Unasked says of a Rejected that it is not the participant's answer to the key: nothing could be sent, or whoever refused does not know what became of earlier attempts. It is about this
-	// attempt alone, and an earlier unknown one stays unknown.
-	Unasked bool
+	// Author says of a Rejected whose word it is.
+	Author Author
+	// Over says of an Unknown that the call has ended with a response, so that nothing of it is under
+	// way any more.
+	Over bool
+	// Reply says that the outcome came later, by a callback or a broker. It is the participant's word
+	// on the effect, whichever attempt led to it.
+	Reply bool
 	// Accepted says that the attempt has not come to an end yet: the participant has taken it, and its answer is waited for AnswerWithin from now. Kind means nothing then.
 	Accepted     bool
 	AnswerWithin time.Duration
@@ -95,6 +120,8 @@ type (
 	AttemptResent struct {
 		At
 		Attempt
+		// QuietUntil is when the call that may have been made before is over.
+		QuietUntil time.Time `json:"quietUntil,omitzero"`
 	}
 	// AttemptSucceeded says that the effect happened.
 	AttemptSucceeded struct {
@@ -113,13 +140,16 @@ type (
 		At
 		Attempt
 		Outcome OutcomeKind `json:"outcome"`
-		// Unasked says of a Rejected that it is no answer to the key, and settles nothing that an earlier attempt left open.
-		Unasked bool   `json:"unasked,omitempty"`
+		// Author says of a Rejected whose word it is.
+		Author  Author `json:"author,omitempty"`
 		Reason  string `json:"reason,omitempty"`
 		Message string `json:"message,omitempty"`
 		// Next is what follows; RetryAt is when, if it is another attempt.
 		Next    Next      `json:"next"`
 		RetryAt time.Time `json:"retryAt,omitzero"`
+		// QuietUntil is when a call that may still be under way is over. An undo starts no sooner, or it
+		// could overtake its action.
+		QuietUntil time.Time `json:"quietUntil,omitzero"`
 	}
 	// SagaCompensating is the one way into rollback.
 	SagaCompensating struct {
@@ -147,15 +177,26 @@ type (
 	DecisionMade struct {
 		At
 		// Step is the step whose compensation had failed; empty for all such steps.
-		Step    string  `json:"step,omitempty"`
+		Step string `json:"step,omitempty"`
+		// ID names the decision: the same one again changes nothing. About is the version of the parking.
+		ID      string  `json:"id,omitempty"`
+		About   int64   `json:"about,omitempty"`
 		Verdict Verdict `json:"verdict"`
 		By      string  `json:"by,omitempty"`
 		Reason  string  `json:"reason,omitempty"`
 	}
 	// SagaSuspended says that no attempt will be started until SagaResumed.
-	SagaSuspended struct{ At }
+	SagaSuspended struct {
+		At
+		// Generation is the metadata.generation of the object that asked for it.
+		Generation int64 `json:"generation,omitempty"`
+	}
 	// SagaResumed ends a suspension.
-	SagaResumed struct{ At }
+	SagaResumed struct {
+		At
+		// Generation is the metadata.generation of the object that asked for it.
+		Generation int64 `json:"generation,omitempty"`
+	}
 )
 
 // EventType implements Event.

@@ -34,7 +34,7 @@ func (s *State) apply(e Event) {
 	case AttemptStarted:
 		s.effect(e.EffectID).started(e)
 	case AttemptResent:
-		s.effect(e.EffectID).InDoubt = true
+		s.effect(e.EffectID).resent(e)
 	case AttemptSucceeded:
 		if step := s.Step(e.Step); step != nil && e.Direction == Action {
 			step.Output = e.Output
@@ -53,13 +53,13 @@ func (s *State) apply(e Event) {
 		s.end(Compensated, e.DecidedAt())
 	case SagaParked:
 		s.Phase = CompensationFailed
-		s.Parked = &Failure{Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt()}
+		s.Parked = &Failure{Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt(), Version: s.Version}
 	case DecisionMade:
 		s.decided(e)
 	case SagaSuspended:
-		s.Suspended = true
+		s.Suspended, s.SuspendGeneration = true, e.Generation
 	case SagaResumed:
-		s.Suspended = false
+		s.Suspended, s.SuspendGeneration = false, e.Generation
 	default:
 		panic(unknownEvent(e))
 	}

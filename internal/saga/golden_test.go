@@ -92,7 +92,7 @@ func goldenHistories(t *testing.T) map[string]*history {
 	unasked := begin(t, order)
 	unasked.ends("reserve", Action, Unknown)
 	unasked.wake()
-	unasked.decide(Outcome{Attempt: unasked.inFlight("reserve", Action), Kind: Rejected, Unasked: true, Reason: "EgressDenied"})
+	unasked.decide(Outcome{Attempt: unasked.inFlight("reserve", Action), Kind: Rejected, Author: AuthorOperator, Reason: "EgressDenied"})
 	unasked.ends("reserve", Compensation, Succeeded)
 	unasked.phaseIs(Compensated)
 

@@ -27,22 +27,26 @@ func (s *State) start(e SagaStarted) {
 	}
 }
 
-// wants reports whether the saga still wants the effects of a direction: actions on the way
+// Wants reports whether the saga still wants the effects of a direction: actions on the way
 // forward, compensations during the rollback.
-func (s *State) wants(dir Direction) bool {
+func (s *State) Wants(dir Direction) bool {
 	if dir == Compensation {
 		return s.Phase == Compensating
 	}
 	return s.Phase == Running
 }
 
-// suspendOrResume records what the user wants. Deleting means undoing, so it ends a suspension.
+// suspendOrResume records what the user wants. Deleting means undoing, so it ends a suspension. A
+// cache that lags may show what the user wanted before: that changes nothing.
 func (d *decision) suspendOrResume() {
+	if d.in.Generation < d.state.SuspendGeneration && !d.in.Delete {
+		return
+	}
 	switch want := d.in.Suspend && !d.in.Delete; {
 	case want && !d.state.Suspended:
-		d.record(SagaSuspended{d.at()})
+		d.record(SagaSuspended{At: d.at(), Generation: d.in.Generation})
 	case !want && d.state.Suspended:
-		d.record(SagaResumed{d.at()})
+		d.record(SagaResumed{At: d.at(), Generation: max(d.in.Generation, d.state.SuspendGeneration)})
 	}
 }
 

@@ -57,9 +57,9 @@ func NoticeOf(e Event) (Notice, bool) {
 	}
 }
 
-// noticeOfFailure: an attempt that is tried again is not worth a notice.
+// noticeOfFailure: an attempt that is retried, or that was never sent, is not worth a notice.
 func noticeOfFailure(e AttemptFailed) (Notice, bool) {
-	if e.Next == NextRetry || e.Next == NextSettle {
+	if e.Next == NextRetry || e.Next == NextSettle || e.Outcome == NotSent {
 		return Notice{}, false
 	}
 	n := Notice{What: NoticeStepFailed, Step: e.Text(), Reason: e.Reason, Message: e.Message, Attempt: e.Attempt}

@@ -24,6 +24,8 @@ type Plan struct {
 type planStep struct {
 	dependencies, dependents []int
 	do, compensation, output *expression.Template
+	// replied says of each direction whether the participant can reply later.
+	replied map[Direction]bool
 }
 
 // Definition returns what the plan was compiled from.
@@ -88,6 +90,9 @@ func (p *Plan) Wake(s State) time.Time {
 	}
 	if s.Phase != Running && s.Phase != Compensating {
 		return wake
+	}
+	if s.Phase == Compensating && !s.Suspended {
+		p.quietUntil(&s, sooner)
 	}
 	for _, f := range s.effects {
 		switch {

@@ -24,13 +24,52 @@ func TestNextByDirectionPhaseAndOutcome(t *testing.T) {
 		"a rejection in a rollback":     {Compensating, Action, Rejected, 1, NextReject},
 		"a retryable compensation":      {Compensating, Compensation, Retryable, 1, NextRetry},
 		"the last compensation":         {Compensating, Compensation, Unknown, 2, NextPark},
-		"a rejected compensation":       {Compensating, Compensation, Rejected, 1, NextPark},
+		"a rejected compensation":       {Compensating, Compensation, Rejected, 1, NextRetry},
+		"the last rejection of one":     {Compensating, Compensation, Rejected, 2, NextPark},
 	} {
 		s := State{Phase: c.phase, Steps: []StepState{{Name: "a"}}}
 		o := Outcome{Attempt: Attempt{EffectID: EffectID{Step: "a", Direction: c.dir}, Number: c.number}, Kind: c.kind}
 		got, at := next(&def, &s, o, t0, 7)
 		if got != c.want || at.IsZero() == (got == NextRetry) {
 			t.Errorf("%s: %s at %v, want %s", name, got, at, c.want)
+		}
+	}
+}
+
+// TestNextBelievesTheParticipantAlone has a no by each author, with and without a doubt that an earlier attempt has left.
+func TestNextBelievesTheParticipantAlone(t *testing.T) {
+	t.Parallel()
+	def := effect(`{}`)
+	for _, c := range []struct {
+		dir     Direction
+		author  Author
+		inDoubt bool
+		want    Next
+	}{
+		{Action, AuthorParticipant, false, NextReject},
+		{Action, AuthorParticipant, true, NextReject},
+		{Action, AuthorOperator, true, NextReject},
+		{Action, AuthorUnknown, false, NextReject},
+		{Action, AuthorUnknown, true, NextReject},
+		{Action, AuthorGateway, false, NextReject},
+		{Action, AuthorGateway, true, NextRetry},
+		{Compensation, AuthorParticipant, false, NextPark},
+		{Compensation, AuthorOperator, false, NextPark},
+		{Compensation, AuthorUnknown, false, NextRetry},
+		{Compensation, AuthorGateway, false, NextRetry},
+	} {
+		phase := Running
+		if c.dir == Compensation {
+			phase = Compensating
+		}
+		f := EffectState{InDoubt: c.inDoubt}
+		s := State{Phase: phase, Steps: []StepState{{Name: "a", Do: f, Compensation: f}}}
+		o := Outcome{Attempt: Attempt{EffectID: EffectID{Step: "a", Direction: c.dir}, Number: 1}, Kind: Rejected, Author: c.author}
+		if got, _ := next(&def, &s, o, t0, 7); got != c.want {
+			t.Errorf("the %s is rejected by %q, in doubt: %t: %s, want %s", c.dir, c.author, c.inDoubt, got, c.want)
+		}
+		if doubt := f.doubtAfter(Rejected, c.author); doubt != (c.inDoubt && c.author != AuthorParticipant) {
+			t.Errorf("the %s is in doubt after a no by %q: %t", c.dir, c.author, doubt)
 		}
 	}
 }

@@ -16,7 +16,8 @@ type world struct {
 	happened map[string]bool
 }
 
-// carryOut draws what an attempt comes to, in keeping with the truth: a participant that has done something never says a definite no to the same key.
+// carryOut draws what an attempt comes to, in keeping with the truth: a participant that has done something never vouches for a no to the same key, but something before it may say no
+// whatever has happened.
 func (w *world) carryOut(t *rapid.T, uid string, a Attempt) Outcome {
 	if rapid.IntRange(0, 4).Draw(t, "accepted") == 0 {
 		return Outcome{Attempt: a, Accepted: true, AnswerWithin: time.Duration(rapid.IntRange(0, 3000).Draw(t, "within")) * time.Millisecond}
@@ -28,8 +29,12 @@ func (w *world) carryOut(t *rapid.T, uid string, a Attempt) Outcome {
 func (w *world) answer(t *rapid.T, uid string, a Attempt) Outcome {
 	key := a.Key(uid)
 	o := Outcome{Attempt: a, Kind: rapid.SampledFrom([]OutcomeKind{Succeeded, Succeeded, Succeeded, Retryable, Unknown, Rejected}).Draw(t, "outcome"), Reason: "R", Message: "m"}
-	if o.Kind == Rejected { // where it has happened, the no can only be the operator's own
-		o.Unasked = w.happened[key] || rapid.Bool().Draw(t, "unasked")
+	if o.Kind == Rejected {
+		authors := []Author{AuthorUnknown, AuthorGateway, AuthorOperator, AuthorParticipant}
+		if w.happened[key] {
+			authors = authors[:3]
+		}
+		o.Author = rapid.SampledFrom(authors).Draw(t, "author")
 	}
 	if o.Kind == Succeeded || o.Kind == Unknown && rapid.Bool().Draw(t, "happened all the same") {
 		w.happened[key] = true
@@ -67,6 +72,8 @@ type simulation struct {
 	state  State
 	events []Event
 	in     Input
+	// lost are the attempts that another process has started, and this one does not know of yet.
+	lost []Attempt
 	// skipped are the steps that a person has decided not to undo.
 	skipped map[string]bool
 }
@@ -77,7 +84,7 @@ func (s *simulation) person() {
 	if rapid.Bool().Draw(s.t, "one step") {
 		d.Step = rapid.SampledFrom(s.state.Steps).Draw(s.t, "decided step").Name
 	}
-	e, err := Decided(s.state, d, s.in.Now)
+	e, _, err := Decided(s.state, d, s.in.Now)
 	if err != nil {
 		return
 	}
@@ -97,11 +104,14 @@ func (s *simulation) person() {
 }
 
 func (s *simulation) decide(outcomes ...Outcome) {
-	s.in.Outcomes, s.in.Random = outcomes, rapid.Uint64().Draw(s.t, "random")
+	s.in.Outcomes, s.in.Lost, s.in.Random = outcomes, s.lost, rapid.Uint64().Draw(s.t, "random")
 	events := s.plan.Decide(s.state, s.in)
 	s.in.Outcomes, s.in.Lost = nil, nil
 	s.state = Fold(s.state, events...)
 	s.events = append(s.events, events...)
+	if !s.state.Suspended { // the process has sent them again
+		s.lost = nil
+	}
 	if again := s.plan.Decide(s.state, s.in); len(again) > 0 {
 		s.t.Fatalf("deciding again with nothing new decided %v", types(again))
 	}
@@ -116,7 +126,7 @@ func (s *simulation) crash() {
 			s.world.happened[a.Key(s.state.UID)] = true
 		}
 	}
-	s.in.Lost = lost
+	s.lost = lost
 	s.decide()
 }
 
@@ -171,7 +181,7 @@ func (s *simulation) act() {
 			if (o.Kind == Retryable || o.Kind == Rejected) && s.world.happened[o.Attempt.Key(s.state.UID)] {
 				o.Kind = Unknown // it cannot say that what it accepted did not happen
 			}
-			o.Unasked = false // nobody but the participant answers what it has accepted
+			o.Author, o.Reply = AuthorParticipant, true // nobody but the participant answers what it has accepted
 			s.decide(o)
 		}
 	case 7:
@@ -182,7 +192,9 @@ func (s *simulation) act() {
 		}
 	default:
 		if len(inFlight) > 0 {
-			s.decide(s.world.carryOut(s.t, s.state.UID, rapid.SampledFrom(inFlight).Draw(s.t, "attempt")))
+			if a := rapid.SampledFrom(inFlight).Draw(s.t, "attempt"); !slices.Contains(s.lost, a) { // nobody carries out what is lost
+				s.decide(s.world.carryOut(s.t, s.state.UID, a))
+			}
 		}
 	}
 }
@@ -319,7 +331,7 @@ func (c *checker) check(e Event) {
 		c.accepted[e.Key("")] = true
 	case AttemptFailed:
 		c.checkEnd(e.Attempt)
-		if e.Outcome == Unknown || e.Outcome == Rejected && !e.Unasked {
+		if e.Outcome == Unknown || e.Outcome == Rejected && e.Author == AuthorParticipant {
 			c.mayHave[e.Key("")] = e.Outcome == Unknown
 		}
 		if e.RetryAt.Before(e.DecidedAt()) && !e.RetryAt.IsZero() {

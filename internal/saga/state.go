@@ -36,6 +36,8 @@ type Failure struct {
 	Reason  string    `json:"reason,omitempty"`
 	Message string    `json:"message,omitempty"`
 	At      time.Time `json:"at,omitzero"`
+	// Version is the version of the stream at which the saga was parked: a decision names it.
+	Version int64 `json:"version,omitempty"`
 }
 
 // State is the fold of a saga's stream. A State is a value: nothing that is reachable from it is changed after it was returned.
@@ -47,6 +49,11 @@ type State struct {
 	Name      string `json:"name"`
 	Phase     Phase  `json:"phase"`
 	Suspended bool   `json:"suspended,omitempty"`
+	// SuspendGeneration is the metadata.generation at which it was last suspended or resumed. What an
+	// older version of the object asks for changes nothing.
+	SuspendGeneration int64 `json:"suspendGeneration,omitempty"`
+	// Decisions are those that people have made about it, the oldest first.
+	Decisions []DecisionMade `json:"decisions,omitempty"`
 	// Failure is set from SagaCompensating on.
 	Failure *Failure `json:"failure,omitempty"`
 	// Parked is set while the saga waits for a person.
@@ -68,6 +75,9 @@ type State struct {
 	Labels map[string]string `json:"-"`
 }
 
+// Effect returns the state of an effect as it is; see effect.
+func (s *State) Effect(id EffectID) EffectState { return *s.effect(id) }
+
 // effect returns the state of an effect, the only place that looks one up. An event about an effect
 // that the saga does not have changes nothing: the result is a state that belongs to no saga.
 func (s *State) effect(id EffectID) *EffectState {
@@ -75,10 +85,11 @@ func (s *State) effect(id EffectID) *EffectState {
 	if step == nil || id.Item != "" {
 		return &EffectState{}
 	}
-	return step.effect(id.Direction)
+	return step.Effect(id.Direction)
 }
 
-func (s *StepState) effect(dir Direction) *EffectState {
+// Effect returns the state of the step's action or compensation.
+func (s *StepState) Effect(dir Direction) *EffectState {
 	if dir == Compensation {
 		return &s.Compensation
 	}

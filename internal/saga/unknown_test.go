@@ -3,6 +3,7 @@ package saga
 import (
 	"errors"
 	"testing"
+	"time"
 )
 
 func TestAnUnknownOutcomeIsTriedAgainAndThenCompensated(t *testing.T) {
@@ -41,7 +42,7 @@ func TestANoThatIsNoAnswerToTheKeyDoesNotSettleAnEarlierUnknownOutcome(t *testin
 	h := begin(t, twoSteps)
 	h.ends("pay", Action, Unknown)
 	h.wake()
-	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Unasked: true, Reason: "EgressDenied"})
+	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Author: AuthorOperator, Reason: "EgressDenied"})
 	h.phaseIs(Compensating)
 	h.inFlightAre("pay/compensation")
 	if c := h.state.Failure; c.Cause != CauseStepRejected || c.Reason != "EgressDenied" {
@@ -57,12 +58,13 @@ func TestAnAttemptThatIsSentAgainMayHaveHappenedTheFirstTime(t *testing.T) {
 		if events := h.loses(lost); len(events) != 1 || events[0].EventType() != "AttemptResent" {
 			t.Fatalf("decided %v", types(events))
 		}
-		if events := h.loses(lost); len(events) != 0 {
-			t.Errorf("it is known already, and was decided again: %v", types(events))
-		}
 		h.inFlightAre("pay/action")
 		h.ends("pay", Action, kind)
 		if undone {
+			if kind == Retryable { // the first call may still be under way
+				h.inFlightAre()
+				h.wake()
+			}
 			h.inFlightAre("pay/compensation")
 		} else {
 			h.phaseIs(Compensated) // a definite no under the same key tells of both
@@ -86,7 +88,7 @@ func TestOnlyAnAttemptUnderWayIsSentAgain(t *testing.T) {
 func TestANoThatIsNoAnswerToTheKeyLeavesNothingToUndoWhereNothingWasSent(t *testing.T) {
 	t.Parallel()
 	h := begin(t, twoSteps)
-	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Unasked: true})
+	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Rejected, Author: AuthorOperator})
 	h.phaseIs(Compensated)
 }
 
@@ -119,4 +121,80 @@ func TestACompensationThatNeedsAnUnknownOutputSaysSo(t *testing.T) {
 	if !errors.Is(err, ErrOutcomeUnknown) {
 		t.Fatalf("error %v, want ErrOutcomeUnknown", err)
 	}
+}
+
+// TestNoThatNobodyVouchesForLeavesTheDoubt has an action charged, the response lost, and something else say no.
+func TestNoThatNobodyVouchesForLeavesTheDoubt(t *testing.T) {
+	t.Parallel()
+	for author, want := range map[Author]int{AuthorUnknown: 2, AuthorOperator: 2, AuthorGateway: 3} {
+		h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(3))}})
+		h.ends("a", Action, Unknown)
+		for h.state.Phase == Running {
+			h.wake()
+			h.endsBy("a", Action, author)
+		}
+		h.inFlightAre("a/compensation")
+		if got := h.state.Steps[0].Do.Attempts; got != want {
+			t.Errorf("after a no by %q the action was sent %d times, want %d", author, got, want)
+		}
+	}
+}
+
+// TestCompensationOutlastsNosThatNobodyVouchesFor retries to the last attempt and then parks.
+func TestCompensationOutlastsNosThatNobodyVouchesFor(t *testing.T) {
+	t.Parallel()
+	for _, author := range []Author{AuthorUnknown, AuthorGateway} {
+		h := begin(t, Definition{Steps: []Step{step("a", undo()), step("b", after("a"))}})
+		h.ends("a", Action, Succeeded)
+		h.ends("b", Action, Rejected)
+		for n := range 3 {
+			if n > 0 {
+				h.wake()
+			}
+			h.phaseIs(Compensating)
+			h.endsBy("a", Compensation, author)
+			if got := h.state.Steps[0].Compensation.Refusals; got != n+1 {
+				t.Errorf("%d refusals are counted after %d", got, n+1)
+			}
+		}
+		h.phaseIs(CompensationFailed)
+	}
+}
+
+// TestForgottenKeyIsNotSentAgain has an effect wait for longer than participants remember keys.
+func TestForgottenKeyIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	day := 24 * time.Hour
+	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
+	h.in.KeyRetention = day
+	h.ends("a", Action, Unknown)
+	h.in.Suspend = true
+	h.decide()
+	h.now = h.now.Add(day)
+	h.in.Suspend = false
+	h.decide()
+	h.inFlightAre("a/compensation")
+	if f := h.state.Failure; f.Reason != ReasonKeyExpired {
+		t.Errorf("the failure is %+v", f)
+	}
+	h.ends("a", Compensation, Unknown)
+	h.now = h.now.Add(day)
+	h.decide()
+	h.phaseIs(CompensationFailed)
+	if p := h.state.Parked; p.Reason != ReasonKeyExpired {
+		t.Errorf("it is parked with %+v", p)
+	}
+	h.decided(Decision{Verdict: Retried}) // a person takes the risk
+	h.inFlightAre("a/compensation")
+}
+
+// TestOldKeyIsSentAgainWithoutADoubt has every attempt say that nothing has happened.
+func TestOldKeyIsSentAgainWithoutADoubt(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
+	h.in.KeyRetention = time.Hour
+	h.ends("a", Action, Retryable)
+	h.now = h.now.Add(2 * time.Hour)
+	h.decide()
+	h.inFlightAre("a/action")
 }

@@ -72,8 +72,11 @@ func TestParticipantsThatMisbehaveGetTheRightOutcomeAndLittleMemory(t *testing.T
 	// Unknown outcomes are compensated, a definite no is not.
 	for path, undone := range map[string]bool{hangs: true, "breaks-off": true, "floods": true, "bombs": true, "redirects": false} {
 		patience := patience
-		if path == hangs {
+		switch path {
+		case hangs:
 			patience = 2 * time.Second // nothing else ends it
+		case "breaks-off":
+			patience = 5 * time.Second // its undo waits until the call would be over
 		}
 		for _, name := range names(path, 5) {
 			s.applyTo(name, bad.URL+"/"+path+"?"+name, patience)

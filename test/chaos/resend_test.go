@@ -2,6 +2,9 @@ package chaos
 
 import (
 	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
@@ -16,6 +19,8 @@ func TestKilledAfterTheEffectWhileTheParticipantIsBusyFromThenOn(t *testing.T) {
 	order := s.saga("order")
 	for i := range order.Spec.Steps {
 		order.Spec.Steps[i].Retry.MaxAttempts = 3
+		// The undo of b waits until the call that the first operator made would be over.
+		order.Spec.Steps[i].AttemptTimeout = &metav1.Duration{Duration: 20 * time.Second}
 	}
 	if err := k8s.Create(t.Context(), order); err != nil {
 		t.Fatal(err)

@@ -78,11 +78,12 @@ func (s *shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	if refuse != nil && refuse(request) {
+		w.Header().Set("Saga-Outcome", "Rejected") // it is this service's own no, whatever has been sent before
 		http.Error(w, "no", http.StatusConflict)
 		return
 	}
 	if s.isBusy(request) {
-		http.Error(w, "busy", http.StatusServiceUnavailable)
+		http.Error(w, "busy", http.StatusTooManyRequests)
 		return
 	}
 	s.carryOut(request, key, string(body))

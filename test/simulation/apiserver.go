@@ -52,7 +52,8 @@ func (s *apiServer) put(o *v1.Saga) {
 	} else {
 		s.objects[o.Name] = o
 	}
-	s.log = append(s.log, &change{name: fmt.Sprintf("%s@%d", o.Name, s.revision), at: time.Now(), object: o, deleted: gone})
+	// The name counts the versions of the object, not of the server: it must not depend on other sagas.
+	s.log = append(s.log, &change{name: fmt.Sprintf("%s@%d", o.Name, s.w.bus.count("version of "+o.Name)), at: time.Now(), object: o, deleted: gone})
 }
 
 // change is what a user does to an object.

@@ -36,11 +36,14 @@ type send struct {
 	at     time.Time
 	// knew says what the node had read of the saga's history then.
 	knewRollback, knewSuspended bool
+	// inTime is true if the effect's last recorded start was no longer ago than an attempt may take.
+	inTime bool
 }
 
 // records is what was recorded of one saga, with the step of the world in which it was.
 type records struct {
-	started      map[string]int // attempts of an effect, by key
+	started      map[string]int       // attempts of an effect, by key
+	lastStart    map[string]time.Time // when an attempt of an effect was last recorded as started or sent again, by key
 	compensating int
 	suspended    int // the step in which SagaSuspended was recorded last
 	decisions    int
@@ -79,6 +82,7 @@ type effect struct {
 	seen      time.Time // when its key came first
 	body      string
 	callbacks []string
+	attempt   int  // that the last message said it is
 	busy      int  // how often it still says that it is too busy
 	rejects   bool // it says no
 	arrivals  []int
@@ -96,7 +100,7 @@ func newBooks(w *World) *books {
 
 // open makes the pages of a saga.
 func (b *books) open(s *testSaga) {
-	b.records[s.uid] = &records{started: map[string]int{}, known: map[*node]*knowledge{}}
+	b.records[s.uid] = &records{started: map[string]int{}, lastStart: map[string]time.Time{}, known: map[*node]*knowledge{}}
 	for i := range s.steps {
 		st := &s.steps[i]
 		act := &effect{key: s.uid + "/" + st.name + "/action", name: s.name + "/" + st.name + "/action", saga: s, step: st, busy: st.busy, rejects: st.rejects, fates: map[fate]bool{}}
@@ -139,7 +143,7 @@ func (e *effect) arrive(w *World, body, callback string) (reply, bool) {
 		return e.yes(), true
 	case e.state == refused && !e.compensation:
 		return e.no(http.StatusUnprocessableEntity), true
-	case e.state == working, e.compensation && e.action.state == working:
+	case e.state == working, e.compensation && e.action.state == working && e.step.undoBy != byMessage: // a broker does not wait for anything
 		return reply{status: http.StatusConflict, body: map[string]any{"message": "a request with this key is in progress"}}, true
 	case e.state == pending:
 		return reply{status: http.StatusAccepted, body: map[string]any{}}, true
@@ -184,8 +188,11 @@ func (e *effect) decide(w *World) reply {
 func (b *books) sending(n *node, e *effect) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	k := b.knowledge(n, e.saga.uid)
-	b.sends = append(b.sends, send{node: n.id, effect: e, step: b.w.step, at: time.Now(), knewRollback: k.rollback, knewSuspended: k.suspended})
+	k, start := b.knowledge(n, e.saga.uid), b.records[e.saga.uid].lastStart[e.key]
+	b.sends = append(b.sends, send{
+		node: n.id, effect: e, step: b.w.step, at: time.Now(), knewRollback: k.rollback, knewSuspended: k.suspended,
+		inTime: time.Since(start) <= e.step.timeout,
+	})
 	e.sentOnce = true
 }
 
@@ -227,9 +234,12 @@ func (b *books) appended(n *node, a *eventstore.Append) {
 		switch e := e.(type) {
 		case saga.AttemptStarted:
 			r.started[e.Key(uid)]++
+			r.lastStart[e.Key(uid)] = e.DecidedAt()
 			if n.state == nodeStopping {
 				b.inGrace = append(b.inGrace, fmt.Sprintf("%s of %s by %s", e.Attempt, b.w.named(a.Stream), n.id))
 			}
+		case saga.AttemptResent:
+			r.lastStart[e.Key(uid)] = e.DecidedAt()
 		case saga.SagaCompensating:
 			r.compensating = b.w.step
 		case saga.SagaSuspended:

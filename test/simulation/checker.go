@@ -23,7 +23,7 @@ const (
 	ruleForwardOrder   rule = "an action happens after those that it depends on"
 	ruleBackwardOrder  rule = "an undo happens after those of the steps that depend on its step"
 	ruleNothingForward rule = "no action is sent by an operator that knows of the rollback"
-	ruleAfterUndo      rule = "no action is sent after the first undo"
+	ruleAfterUndo      rule = "no action is sent after the first undo, but in time by an operator that has not heard of it"
 	ruleUndoUnstarted  rule = "nothing is undone that was not recorded as started"
 	ruleSuspended      rule = "nothing is sent by an operator that knows of the suspension"
 	ruleStaysSuspended rule = "a suspension lasts until the user ends it"
@@ -145,7 +145,7 @@ func (c *checker) fail(r rule, e *effect, format string, args ...any) {
 }
 
 func (c *checker) ends() {
-	if !c.r.phase.Terminal() && c.r.phase != saga.CompensationFailed {
+	if !c.w.ended(c.s) {
 		c.fail(ruleEnds, nil, "it is %q", c.r.phase)
 	}
 	if c.r.decisions > c.w.books.decided[c.s.uid] {
@@ -220,7 +220,9 @@ func (c *checker) sends() {
 		if !s.effect.compensation && s.knewRollback {
 			c.fail(ruleNothingForward, s.effect, "%s sent it in step %d", s.node, s.step)
 		}
-		if !s.effect.compensation && firstUndo >= 0 && s.step > firstUndo {
+		// An operator that has not heard of the rollback may send what was recorded as started before it, in that attempt's time: the undo of
+		// this step waits for as long.
+		if !s.effect.compensation && firstUndo >= 0 && s.step > firstUndo && (s.knewRollback || !s.inTime) {
 			c.fail(ruleAfterUndo, s.effect, "%s sent it in step %d, and the first undo had been sent in step %d", s.node, s.step, firstUndo)
 		}
 		if s.knewSuspended {

@@ -98,10 +98,13 @@ func (w *World) delay(c *call) time.Duration {
 	}
 }
 
-// gatewayFor draws what a gateway answers to a call.
-func (w *World) gatewayFor(name string) gatewayAnswer {
+// gatewayFor draws what a gateway answers to a call. After it has forwarded a request it cannot say that the request was not for it.
+func (w *World) gatewayFor(name string, forwarded bool) gatewayAnswer {
 	if w.Script != nil {
 		return w.Script.Gateway
+	}
+	if forwarded {
+		return pick(w.chance, "gateway", name, gateways[5], gateways[6])
 	}
 	return pick(w.chance, "gateway", name, gateways...)
 }

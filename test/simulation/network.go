@@ -8,11 +8,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/vextrus/saga-operator/internal/engine"
-	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/outbox"
 )
 
@@ -73,23 +73,21 @@ func (n *node) RoundTrip(req *http.Request) (*http.Response, error) {
 		if f == gatewayDone {
 			handle()
 		}
-		g := w.gatewayFor(name)
+		g := w.gatewayFor(name, f == gatewayDone)
 		e.gateways = append(e.gateways, g.status)
-		return response(req, g.status, g.body, "Content-Type", g.typ), nil
+		return response(req, g.status, g.body, g.typ), nil
 	}
 	r := handle()
 	data, _ := json.Marshal(r.body)
+	resp := response(req, r.status, string(data), "application/json")
 	if r.vouched {
-		return response(req, r.status, string(data), "Content-Type", "application/json", headerOutcome, "Rejected"), nil
+		resp.Header.Set(headerOutcome, "Rejected")
 	}
-	return response(req, r.status, string(data), "Content-Type", "application/json"), nil
+	return resp, nil
 }
 
-func response(req *http.Request, status int, body string, headers ...string) *http.Response {
-	h := http.Header{}
-	for i := 0; i < len(headers); i += 2 {
-		h.Set(headers[i], headers[i+1])
-	}
+func response(req *http.Request, status int, body, typ string) *http.Response {
+	h := http.Header{"Content-Type": {typ}}
 	return &http.Response{
 		StatusCode: status, Header: h, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)), Request: req, ProtoMajor: 1, ProtoMinor: 1,
 	}
@@ -151,9 +149,14 @@ func (t *network) schedule(e *effect) {
 	if t.w.calm() {
 		longest = time.Second
 	}
-	t.w.later(t.w.between("work", e.key, 10*time.Millisecond, longest), nil, "work on "+e.name, func() {
+	name := fmt.Sprintf("work on %s %d", e.name, t.w.bus.count("work on "+e.name))
+	t.w.later(t.w.between("work", name, 10*time.Millisecond, longest), nil, name, func() {
 		if e.state != pending {
 			return // withdrawn
+		}
+		if e.compensation && e.action.state == working { // it waits for the end of what it is to undo
+			t.schedule(e)
+			return
 		}
 		e.state = untouched
 		for e.busy > 0 { // it tries again by itself
@@ -202,6 +205,9 @@ func answerTo(e *effect, no bool) outbox.Incoming {
 			"ce-specversion": "1.0", "ce-id": "r-" + e.key, "ce-type": "com.example.done", "ce-source": "/consumer", "ce-correlationid": e.key, "content-type": "application/json",
 		},
 		Body: []byte(`{"id":"id-` + e.step.name + `"}`),
+	}
+	if e.saga.index%2 == 0 && e.attempt > 0 { // the others do not know of it
+		in.Headers["ce-sagaattempt"] = strconv.Itoa(e.attempt)
 	}
 	if no {
 		in.Headers["ce-sagarejected"], in.Body = "true", []byte(`{"reason":"No","message":"no"}`)
@@ -259,7 +265,7 @@ func (w *World) incoming(c class, name string, try func(ctx context.Context, n *
 			}
 		})
 	}
-	send()
+	w.later(0, nil, fmt.Sprintf("%s arrives %d", name, w.bus.count("arrives "+name)), send) // each by itself: two at once would go on in any order
 }
 
 // pause draws a time up to longest, or takes it from the script.
@@ -297,12 +303,12 @@ func (p *publisher) Close() error                { return nil }
 func (p *publisher) Publish(ctx context.Context, all []outbox.Message) []error {
 	errs := make([]error, len(all))
 	for i := range all {
-		errs[i] = p.publish(ctx, &all[i].Message)
+		errs[i] = p.publish(ctx, &all[i])
 	}
 	return errs
 }
 
-func (p *publisher) publish(ctx context.Context, m *eventstore.Message) error {
+func (p *publisher) publish(ctx context.Context, m *outbox.Message) error {
 	w, n := p.n.w, p.n
 	e := w.books.effect(m.Metadata.CorrelationID)
 	name := fmt.Sprintf("%s publish %s", n.id, e.name)
@@ -316,28 +322,29 @@ func (p *publisher) publish(ctx context.Context, m *eventstore.Message) error {
 		w.books.notSent(n, e)
 		return outbox.Errorf(outbox.Unavailable, outbox.ReasonConnectionFailed, "connection refused")
 	case failedAfter:
-		w.net.take(e, string(m.Data), name)
+		w.net.take(e, m, name)
 		return open
 	case hungBefore, hungAfter:
 		if f == hungAfter {
-			w.net.take(e, string(m.Data), name)
+			w.net.take(e, m, name)
 		}
 		if !gaveUp {
 			w.bus.hang(ctx, n, name)
 		}
 		return open
 	case repeated:
-		w.net.take(e, string(m.Data), name)
+		w.net.take(e, m, name)
 	case late:
-		w.later(w.between("lateness", name, 0, time.Minute), nil, "late "+name, func() { w.net.take(e, string(m.Data), name) })
+		w.later(w.between("lateness", name, 0, time.Minute), nil, "late "+name, func() { w.net.take(e, m, name) })
 		return open
 	}
-	w.net.take(e, string(m.Data), name)
+	w.net.take(e, m, name)
 	return nil
 }
 
 // take is a broker that gets a message. Where nobody replies, that is the whole effect.
-func (t *network) take(e *effect, body, name string) {
+func (t *network) take(e *effect, m *outbox.Message, name string) {
+	body, attempt := string(m.Data), m.Attempt
 	if !e.step.later(e.compensation) {
 		t.handle(e, body, "")
 		return
@@ -348,7 +355,12 @@ func (t *network) take(e *effect, body, name string) {
 	}
 	name = fmt.Sprintf("%s to consumer %d", name, t.w.bus.count("consume "+name))
 	t.w.later(t.w.between("consume", name, 0, longest), nil, name, func() {
-		if r := t.handle(e, body, ""); !r.accepted() {
+		e.attempt = attempt
+		switch r := t.handle(e, body, ""); {
+		case r.accepted():
+		case r.status == http.StatusConflict && !r.vouched: // what it is to undo is still at work
+			t.w.later(time.Second, nil, name+" again", func() { t.take(e, m, name) })
+		default:
 			t.say(e)
 		}
 	})

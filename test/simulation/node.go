@@ -121,7 +121,7 @@ func (n *node) draw(what string) uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.draws[what]++
-	return n.w.chance.draw(what, fmt.Sprintf("%s %d", n.id, n.draws[what]))
+	return n.w.draw(what, fmt.Sprintf("%s %d", n.id, n.draws[what]))
 }
 
 // newID makes ids of events that are the same in each run.

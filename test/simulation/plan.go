@@ -274,7 +274,7 @@ func (w *World) decide(s *testSaga, name string) {
 		return
 	}
 	state := w.books.records[s.uid].state
-	d := saga.Decision{Verdict: pick(w.chance, "verdict", name, saga.Verdicts...), By: "ann", Reason: name}
+	d := saga.Decision{ID: name, About: state.Parked.Version, Verdict: pick(w.chance, "verdict", name, saga.Verdicts...), By: "ann", Reason: name}
 	for i := range s.steps {
 		st := state.Step(s.steps[i].name)
 		if !st.Compensation.FailedForGood() {
@@ -322,6 +322,13 @@ func (w *World) named(stream string) string {
 	return stream
 }
 
+// ended reports whether a saga has ended or is parked, or was deleted before it began.
+func (w *World) ended(s *testSaga) bool {
+	phase := w.books.records[s.uid].phase
+	_, gone := w.books.goneAt[s.uid]
+	return phase.Terminal() || phase == saga.CompensationFailed || gone && phase == ""
+}
+
 // allEnded reports whether every saga has ended or is parked.
 func (w *World) allEnded() bool {
 	for _, s := range w.sagas {
@@ -331,10 +338,10 @@ func (w *World) allEnded() bool {
 			}
 			continue
 		}
-		r := w.books.records[s.uid]
-		if !r.phase.Terminal() && r.phase != saga.CompensationFailed {
+		if !w.ended(s) {
 			return false
 		}
+		r := w.books.records[s.uid]
 		if o := w.api.objects[s.name]; o != nil && string(o.Status.Phase) != string(r.phase) {
 			return false
 		}

@@ -220,10 +220,13 @@ func (w *World) drop(e *entry) {
 	w.agenda = slices.DeleteFunc(w.agenda, func(o *entry) bool { return o == e })
 }
 
-// happening reports whether a happening of the plan takes place, and remembers that it might.
+// happening reports whether a happening of the plan takes place, and remembers it.
 func (w *World) happening(name string) bool {
+	if w.Without[name] {
+		return false
+	}
 	w.happens = append(w.happens, name)
-	return !w.Without[name]
+	return true
 }
 
 // note adds a line to the trace.

@@ -177,6 +177,7 @@ func newLateService(t *testing.T) http.Handler {
 	mux.HandleFunc("/refused", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusConflict) })
 	mux.HandleFunc("/refused-once", func(w http.ResponseWriter, _ *http.Request) {
 		if refused.CompareAndSwap(false, true) {
+			w.Header().Set("Saga-Outcome", "Rejected") // else it is retried
 			w.WriteHeader(http.StatusConflict)
 		}
 	})

@@ -61,6 +61,7 @@ type Config struct {
 	HistoryRetention time.Duration
 	OutboxShards     int
 	ShutdownGrace    time.Duration
+	KeyRetention     time.Duration
 
 	Kubeconfig    string
 	KubeQPS       float64
@@ -118,6 +119,7 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.StringVar(&c.CallbackURL, "callback-url", "", "base `URL` of the HTTP API as participants reach it, for steps with completion: Callback; without it there are none")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
 	fs.IntVar(&c.OutboxShards, "outbox-shards", outbox.DefaultShards, "parts by key in which a new sink is published, and so replicas that share it at most; 1 to 64")
+	fs.DurationVar(&c.KeyRetention, "key-retention", engine.DefaultKeyRetention, "how long participants remember idempotency keys: what may have happened is not sent again under an older one")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long attempts under way may go on when the operator is told to stop")
 
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; in a cluster none is needed")
@@ -221,6 +223,8 @@ func (c *Config) check() error {
 		return errors.New("--lease-duration has to be at least 5s")
 	case c.HistoryRetention < 0:
 		return errors.New("--history-retention cannot be negative; 0 keeps the history for good")
+	case c.KeyRetention < time.Minute:
+		return errors.New("--key-retention has to be at least 1m")
 	case c.ShutdownGrace < 0:
 		return errors.New("--shutdown-grace cannot be negative")
 	case c.LogFormat != "json" && c.LogFormat != "text":

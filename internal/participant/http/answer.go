@@ -18,6 +18,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/net/http2"
+
 	"github.com/vextrus/saga-operator/internal/egress"
 	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -32,14 +34,22 @@ func failed(ctx context.Context, err error, sent bool) participant.Result {
 	}
 	var denied *egress.Error
 	switch {
+	case refusedStream(err):
+		return participant.Result{Kind: saga.Retryable, Reason: "StreamRefused", Message: short("the server did not take the request: " + err.Error())}
 	case sent && timeout:
 		return participant.Result{Kind: saga.Unknown, Reason: "TimedOut", Message: short("no answer came in time, and the request may have been carried out: " + err.Error())}
 	case sent:
 		return participant.Result{Kind: saga.Unknown, Reason: "ConnectionBroken", Message: short("the connection broke before the answer, and the request may have been carried out: " + err.Error())}
 	case errors.As(err, &denied):
-		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "EgressDenied", Message: short(denied.Error())}
+		return participant.Result{Kind: saga.Rejected, Author: saga.AuthorOperator, Reason: "EgressDenied", Message: short(denied.Error())}
 	}
 	return participant.Result{Kind: saga.Retryable, Reason: "ConnectionFailed", Message: short("no connection came about: " + err.Error())}
+}
+
+// refusedStream reports whether an HTTP/2 server says that it has not looked at the request (RFC 9113, section 8.7).
+func refusedStream(err error) bool {
+	var stream http2.StreamError
+	return errors.As(err, &stream) && stream.Code == http2.ErrCodeRefusedStream
 }
 
 var (
@@ -73,25 +83,33 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) parti
 	if readErr == nil {
 		body = decode(b.Bytes(), resp.Header.Get("Content-Type"))
 	}
+	kind, author := judge(resp, isHTML(resp, b.Bytes()))
 	result := participant.Result{
-		Kind:     kindOf(resp),
+		Kind: kind, Author: author, Over: kind == saga.Unknown && resp.StatusCode >= 300 && !slices.Contains(stillAtWork, resp.StatusCode),
 		Response: map[string]any{"status": int64(resp.StatusCode), "headers": headersOf(resp.Header), "body": body},
 	}
 	if result.Kind != saga.Succeeded {
 		result.Reason = reason(resp.StatusCode)
 		result.Message = message(resp, body)
+		switch {
+		case resp.StatusCode < 300:
+			result.Reason, result.Message = "UnexpectedHTML", fmt.Sprintf(
+				"the response is a web page (%d), such as a gateway's login page, and not the participant's; it is taken for one only if the step asks for it by the header Accept", resp.StatusCode)
+		case author == saga.AuthorGateway:
+			result.Message = shortTo(result.Message, maxMessageBytes-len(maybeGateway)) + maybeGateway
+		}
 		result.RetryAfter = retryAfter(resp.Header.Get("Retry-After"), p.clock)
 		return result
 	}
 	switch {
 	case errors.Is(readErr, errTooLarge):
-		return participant.Result{Kind: saga.Unknown, Reason: "AnswerTooLarge", Message: fmt.Sprintf(
+		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "AnswerTooLarge", Message: fmt.Sprintf(
 			"the request was carried out (%d), but its answer is larger than %d bytes and cannot be used", resp.StatusCode, p.limit)}
 	case readErr != nil:
 		if cause := context.Cause(ctx); cause != nil {
 			readErr = cause
 		}
-		return participant.Result{Kind: saga.Unknown, Reason: "AnswerBroken", Message: short(fmt.Sprintf(
+		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "AnswerBroken", Message: short(fmt.Sprintf(
 			"the request was carried out (%d), but its answer broke off: %v", resp.StatusCode, readErr))}
 	}
 	return result
@@ -213,22 +231,66 @@ func headersOf(h nethttp.Header) map[string]any {
 	return out
 }
 
-func kindOf(resp *nethttp.Response) saga.OutcomeKind {
-	switch status := resp.StatusCode; {
+// HeaderOutcome is the header by which a participant vouches for its no: with the value Rejected, nothing has happened under the key and
+// nothing will, whatever became of earlier attempts.
+const HeaderOutcome = "Saga-Outcome"
+
+// maybeGateway follows a message whose author may be a gateway.
+const maybeGateway = "; gateways answer so, too, and nothing vouches for it"
+
+// gatewayStatuses are the codes of 4xx that meshes, ingresses, firewalls and auth proxies give. 409 is among them for another reason: to
+// a repetition it means that the first request with the key is still at work (draft-ietf-httpapi-idempotency-key-header).
+var gatewayStatuses = []int{
+	nethttp.StatusUnauthorized, nethttp.StatusForbidden, nethttp.StatusNotFound, nethttp.StatusMethodNotAllowed, nethttp.StatusProxyAuthRequired,
+	nethttp.StatusConflict, nethttp.StatusRequestEntityTooLarge, nethttp.StatusRequestURITooLong, nethttp.StatusMisdirectedRequest,
+	nethttp.StatusRequestHeaderFieldsTooLarge, nethttp.StatusUnavailableForLegalReasons,
+}
+
+// stillAtWork are the codes of responses that something before the participant gives, which may still be at work then.
+var stillAtWork = []int{nethttp.StatusRequestTimeout, nethttp.StatusTooEarly, nethttp.StatusBadGateway, nethttp.StatusServiceUnavailable, nethttp.StatusGatewayTimeout}
+
+// neverVouched are the codes of 4xx that say of themselves that it may be otherwise the next time.
+var neverVouched = []int{nethttp.StatusRequestTimeout, nethttp.StatusTooEarly, nethttp.StatusTooManyRequests}
+
+// judge says what a response means, and of a no whose word it is.
+func judge(resp *nethttp.Response, html bool) (saga.OutcomeKind, saga.Author) {
+	status := resp.StatusCode
+	vouched := strings.EqualFold(strings.TrimSpace(resp.Header.Get(HeaderOutcome)), string(saga.Rejected))
+	switch {
+	case vouched && (status < 300 || status >= 400 && status < 500) && !slices.Contains(neverVouched, status):
+		return saga.Rejected, saga.AuthorParticipant
+	case status < 300 && html && !asksForHTML(resp.Request):
+		return saga.Unknown, saga.AuthorUnknown
 	case status < 300:
-		return saga.Succeeded
-	case status == nethttp.StatusTooManyRequests, status == nethttp.StatusServiceUnavailable:
-		return saga.Retryable
-	case status == nethttp.StatusRequestTimeout, status == nethttp.StatusTooEarly:
-		return saga.Unknown
-	case status == nethttp.StatusTemporaryRedirect, status == nethttp.StatusPermanentRedirect:
-		return saga.Rejected // it would have to be sent elsewhere, so here it was not carried out
-	case status < 400 && resp.Request.Method != nethttp.MethodGet:
-		return saga.Unknown // see other: what has been done, very often
-	case status < 500:
-		return saga.Rejected
+		return saga.Succeeded, saga.AuthorUnknown
+	case status == nethttp.StatusTooManyRequests:
+		return saga.Retryable, saga.AuthorUnknown
+	case status == nethttp.StatusRequestTimeout, status == nethttp.StatusTooEarly, status >= 500:
+		return saga.Unknown, saga.AuthorUnknown // 503, too: a mesh gives it after it has forwarded the request
+	case status == nethttp.StatusSeeOther && resp.Request.Method != nethttp.MethodGet:
+		return saga.Unknown, saga.AuthorUnknown // what has been done, very often
+	case status < 400, html, slices.Contains(gatewayStatuses, status):
+		return saga.Rejected, saga.AuthorGateway
+	default:
+		return saga.Rejected, saga.AuthorUnknown
 	}
-	return saga.Unknown
+}
+
+// isHTML reports whether a response is a web page, by its type or, where it has none, by how it begins.
+func isHTML(resp *nethttp.Response, body []byte) bool {
+	if typ := resp.Header.Get("Content-Type"); typ != "" {
+		media, _, _ := strings.Cut(strings.ToLower(typ), ";")
+		media = strings.TrimSpace(media)
+		return media == "text/html" || media == "application/xhtml+xml"
+	}
+	begin := strings.ToLower(string(bytes.TrimSpace(body[:min(len(body), 64)])))
+	return strings.HasPrefix(begin, "<!doctype html") || strings.HasPrefix(begin, "<html")
+}
+
+// asksForHTML reports whether the step itself wants a web page.
+func asksForHTML(req *nethttp.Request) bool {
+	accept := strings.ToLower(strings.Join(req.Header.Values("Accept"), ","))
+	return strings.Contains(accept, "html")
 }
 
 // reason makes one word of a status: PaymentRequired, or Status599 for one without a name.

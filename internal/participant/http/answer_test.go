@@ -35,14 +35,15 @@ func TestTheStatusSaysTheOutcome(t *testing.T) {
 		kind            saga.OutcomeKind
 		reason, message string
 	}{
+		// No body vouches for anything here; TestJudgeSaysWhoseWordANoIs has the authors.
 		200: {saga.Succeeded, "", ""}, 201: {saga.Succeeded, "", ""}, 202: {saga.Succeeded, "", ""}, 204: {saga.Succeeded, "", ""}, 299: {saga.Succeeded, "", ""},
-		301: {saga.Unknown, "MovedPermanently", "redirect to host 169.254.169.254 is not followed (301)"},
-		302: {saga.Unknown, "Found", "not followed (302)"}, 303: {saga.Unknown, "SeeOther", "not followed (303)"}, // often said when it has been done
-		304: {saga.Unknown, "NotModified", "(304)"}, 307: {saga.Rejected, "TemporaryRedirect", "not followed (307)"}, 308: {saga.Rejected, "PermanentRedirect", "not followed (308)"},
+		301: {saga.Rejected, "MovedPermanently", "redirect to host 169.254.169.254 is not followed (301)"},
+		302: {saga.Rejected, "Found", "not followed (302)"}, 303: {saga.Unknown, "SeeOther", "not followed (303)"}, // often said when it has been done
+		304: {saga.Rejected, "NotModified", "(304)"}, 307: {saga.Rejected, "TemporaryRedirect", "not followed (307)"}, 308: {saga.Rejected, "PermanentRedirect", "not followed (308)"},
 		400: {saga.Rejected, "BadRequest", "Bad Request (400)"}, 402: {saga.Rejected, "PaymentRequired", "(402)"}, 404: {saga.Rejected, "NotFound", "(404)"},
 		409: {saga.Rejected, "Conflict", "(409)"}, 418: {saga.Rejected, "Imateapot", "(418)"}, 499: {saga.Rejected, "Status499", "(499)"},
 		408: {saga.Unknown, "RequestTimeout", "(408)"}, 425: {saga.Unknown, "TooEarly", "(425)"},
-		429: {saga.Retryable, "TooManyRequests", "(429)"}, 503: {saga.Retryable, "ServiceUnavailable", "(503)"},
+		429: {saga.Retryable, "TooManyRequests", "(429)"}, 503: {saga.Unknown, "ServiceUnavailable", "(503)"},
 		500: {saga.Unknown, "InternalServerError", "(500)"}, 502: {saga.Unknown, "BadGateway", "(502)"}, 504: {saga.Unknown, "GatewayTimeout", "(504)"},
 		599: {saga.Unknown, "Status599", "(599)"},
 	} {
@@ -102,7 +103,7 @@ func TestRetryAfterIsHonouredInBothFormsAndCapped(t *testing.T) {
 	} {
 		s := newServer(t, func(w nethttp.ResponseWriter, _ *nethttp.Request) {
 			w.Header().Set("Retry-After", header)
-			w.WriteHeader(nethttp.StatusServiceUnavailable)
+			w.WriteHeader(nethttp.StatusTooManyRequests)
 		})
 		p := newParticipant(t, Options{Clock: func() time.Time { return now }})
 		if r := do(t, p, post(s.URL)); r.RetryAfter != want || r.Kind != saga.Retryable {
@@ -127,7 +128,7 @@ func TestAnAnswerThatIsNotJSONIsText(t *testing.T) {
 		{"application/json", `{"a":"x\u0000y","b\u0000":[1,"\u0000"]}`, map[string]any{"a": "x\ufffdy", "b\ufffd": []any{int64(1), "\ufffd"}}},
 		{"application/json", deep, deep},
 		{"application/octet-stream", "a\x00b\xff\xfec", "a\ufffdb\ufffdc"},
-		{"text/html", "<b>", "<b>"},
+		{"text/xml", "<b>", "<b>"},
 	} {
 		s := newServer(t, func(w nethttp.ResponseWriter, _ *nethttp.Request) {
 			w.Header().Set("Content-Type", c.contentType)
@@ -142,7 +143,7 @@ func TestAnAnswerThatIsNotJSONIsText(t *testing.T) {
 
 func TestAClearAnswerWithABrokenBodyStaysClear(t *testing.T) {
 	t.Parallel()
-	for status, kind := range map[int]saga.OutcomeKind{402: saga.Rejected, 503: saga.Retryable, 500: saga.Unknown} {
+	for status, kind := range map[int]saga.OutcomeKind{402: saga.Rejected, 429: saga.Retryable, 503: saga.Unknown, 500: saga.Unknown} {
 		url := raw(t, func(_ int, c net.Conn) {
 			fmt.Fprintf(c, "HTTP/1.1 %d X\r\nContent-Length: 100\r\n\r\n{\"error\":", status)
 		})

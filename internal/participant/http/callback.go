@@ -3,7 +3,6 @@ package http
 import (
 	"context"
 	"fmt"
-	nethttp "net/http"
 	"time"
 
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -45,15 +44,20 @@ func (p *Participant) completion(with map[string]any) (within time.Duration, wro
 	return within, nil
 }
 
-// askForCallback tells the participant where to answer later. The URL is good for as long as the request may take to be accepted, and then as long as was agreed.
-func (p *Participant) askForCallback(ctx context.Context, req *nethttp.Request, call participant.Call, within time.Duration) error {
+// Prepare implements participant.Preparer: it makes the URL at which the participant replies later. The URL is good for as long as the
+// request may take to be accepted, and then as long as was agreed.
+func (p *Participant) Prepare(ctx context.Context, call *participant.Call) *participant.Result {
+	within, wrong := p.completion(call.With)
+	if wrong != nil || within == 0 {
+		return nil // Do says what is wrong
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		within += max(time.Until(deadline), 0)
 	}
-	url, err := p.callbacks.Issue(ctx, call, within)
+	url, err := p.callbacks.Issue(ctx, *call, within)
 	if err != nil {
-		return err
+		return &participant.Result{Kind: saga.Retryable, Reason: "CallbackUnavailable", Message: short("nothing was sent: " + err.Error())}
 	}
-	req.Header[HeaderCallback] = []string{url}
+	call.Callback = url
 	return nil
 }

@@ -33,7 +33,7 @@ func TestAStepThatAsksForACallbackIsAcceptedBy202Only(t *testing.T) {
 		200: {Kind: saga.Succeeded},
 		201: {Kind: saga.Succeeded},
 		402: {Kind: saga.Rejected},
-		503: {Kind: saga.Retryable},
+		503: {Kind: saga.Unknown},
 		500: {Kind: saga.Unknown},
 	} {
 		var header string

@@ -112,7 +112,7 @@ func TestAURLThatTwoProgramsCouldReadDifferentlyIsRefused(t *testing.T) {
 		}
 		// And again when it was rendered: what is sent is what is checked.
 		r := do(t, p, post(u))
-		if r.Kind != saga.Rejected || r.Reason != "InvalidRequest" || !r.Unasked {
+		if r.Kind != saga.Rejected || r.Reason != "InvalidRequest" || r.Author != saga.AuthorOperator {
 			t.Errorf("Do %.60q: %+v", u, r)
 		}
 	}
@@ -157,7 +157,7 @@ func TestARenderedRequestThatCannotBeSentIsRejected(t *testing.T) {
 		"a URL that is no string":    {"url", int64(5)},
 		"a GET with a body":          {"method", "GET"},
 	} {
-		if r := do(t, p, post("http://127.0.0.1:1/", with...)); r.Kind != saga.Rejected || r.Reason != "InvalidRequest" || !r.Unasked {
+		if r := do(t, p, post("http://127.0.0.1:1/", with...)); r.Kind != saga.Rejected || r.Reason != "InvalidRequest" || r.Author != saga.AuthorOperator {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}

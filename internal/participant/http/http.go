@@ -15,13 +15,19 @@
 // # Outcomes
 //
 //	2xx                                                        Succeeded
-//	429, 503; a connection that never came about               Retryable
-//	other 4xx; 3xx, because redirects are not followed;
+//	429; a connection that never came about; an HTTP/2 stream
+//	that the server refused                                    Retryable
+//	2xx or 4xx with the header Saga-Outcome: Rejected          Rejected, by the participant's own word
+//	3xx, because redirects are not followed; 401, 403, 404,
+//	405, 407, 409, 413, 414, 421, 431, 451; any web page       Rejected, perhaps by a gateway
+//	other 4xx                                                  Rejected
 //	an address that the egress policy forbids; a request that
-//	cannot be sent as it is written                            Rejected
-//	408, 425, other 5xx, 101; a time-out or a broken connection
-//	after the request may have been sent; a 2xx answer that is
-//	too large or breaks off                                    Unknown
+//	cannot be sent as it is written                            Rejected, by the operator
+//	408, 425, 5xx, 101, and 303 except to a GET; a time-out or
+//	a broken connection after the request may have been sent;
+//	a 2xx response that is a web page, too large or breaks off Unknown
+//
+// A web page is a response of type text/html. A step that wants one sends the header Accept: text/html.
 //
 // With completion: Callback the request has the header Saga-Callback, a URL that nobody else is given. Of an answer 202 the outcome is what is said there later, once; any other
 // answer is an outcome at once, as above.
@@ -112,7 +118,10 @@ type Participant struct {
 	callbacks Callbacks
 }
 
-var _ participant.Participant = (*Participant)(nil)
+var (
+	_ participant.Participant = (*Participant)(nil)
+	_ participant.Preparer    = (*Participant)(nil)
+)
 
 // New makes a participant with a connection pool of its own.
 func New(o Options) *Participant {
@@ -195,16 +204,19 @@ var settings = []string{"method", "url", "headers", "body", "completion", "callb
 func (p *Participant) Do(ctx context.Context, call participant.Call) participant.Result {
 	req, err := p.request(call)
 	if err != nil {
-		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + err.Error())}
+		return participant.Result{Kind: saga.Rejected, Author: saga.AuthorOperator, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + err.Error())}
 	}
 	within, wrong := p.completion(call.With)
 	if wrong != nil {
-		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + wrong.Error())}
+		return participant.Result{Kind: saga.Rejected, Author: saga.AuthorOperator, Reason: "InvalidRequest", Message: short("the request cannot be sent: " + wrong.Error())}
 	}
 	if within > 0 {
-		if err := p.askForCallback(ctx, req, call, within); err != nil {
-			return participant.Result{Kind: saga.Retryable, Reason: "CallbackUnavailable", Message: short("nothing was sent: " + err.Error())}
+		if call.Callback == "" {
+			if r := p.Prepare(ctx, &call); r != nil {
+				return *r
+			}
 		}
+		req.Header[HeaderCallback] = []string{call.Callback}
 	}
 	// A request is written only to a connection that was handed out for it. As long as none was, nothing can have been sent. This
 	// holds through the transport's own retries too (it repeats a request with an idempotency key when a kept connection turns out to

@@ -110,8 +110,8 @@ func want(t testing.TB, r participant.Result, kind saga.OutcomeKind, reason, mes
 	if r.Kind != kind || r.Reason != reason || !strings.Contains(r.Message, message) {
 		t.Errorf("got %s %s %q, want %s %s %q", r.Kind, r.Reason, r.Message, kind, reason, message)
 	}
-	if own := kind == saga.Rejected && (reason == "EgressDenied" || reason == "InvalidRequest"); r.Unasked != own {
-		t.Errorf("%s %s: Unasked is %t; only a no that the participant did not say is", kind, reason, r.Unasked)
+	if own := kind == saga.Rejected && (reason == "EgressDenied" || reason == "InvalidRequest"); (r.Author == saga.AuthorOperator) != own {
+		t.Errorf("%s %s: the author is %q; only a no of which nothing was sent is the operator's", kind, reason, r.Author)
 	}
 }
 

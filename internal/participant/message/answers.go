@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -28,9 +29,9 @@ var errNoAnswer = errors.New("it is no answer to anything that is waited for")
 
 // Handle keeps an answer that arrived at a sink, namespace/name. What is no answer to anything is logged and dropped. An error says that the answer could not be kept and has to come again.
 func (a *Answers) Handle(ctx context.Context, sink string, in outbox.Incoming) error {
-	answer, err := decode(in)
+	answer, attempt, err := decode(in)
 	if err == nil {
-		err = a.keep(ctx, sink, answer)
+		err = a.keep(ctx, sink, answer, attempt)
 	}
 	if errors.Is(err, errNoAnswer) || errors.Is(err, eventstore.ErrInvalid) {
 		a.Logger.Warn("a message at a reply address is dropped", "sink", sink, "error", err)
@@ -41,7 +42,7 @@ func (a *Answers) Handle(ctx context.Context, sink string, in outbox.Incoming) e
 
 // keep keeps an answer that a saga waits for from this very sink. Whoever may write to a reply address answers what was asked there, and nothing else: no other sink's messages, no other
 // namespace's sagas, and no step that waits for a callback.
-func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answer) error {
+func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answer, attempt int) error {
 	row, err := a.Store.SagaState(ctx, answer.UID)
 	if errors.Is(err, eventstore.ErrNotFound) {
 		return fmt.Errorf("%w: there is no saga %s", errNoAnswer, answer.UID)
@@ -67,6 +68,12 @@ func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answe
 	}
 	if err := a.asked(ctx, name, answer.UID, id); err != nil {
 		return err
+	}
+	switch { // a broker may deliver a reply again, after a person has had the effect retried
+	case attempt > 0 && attempt <= round:
+		return fmt.Errorf("%w: it is to attempt %d, and %s of saga %s has been retried by a person after attempt %d", errNoAnswer, attempt, id, answer.UID, round)
+	case attempt == 0 && answer.Rejected && round > 0:
+		return fmt.Errorf("%w: %s of saga %s has been retried by a person, and a rejection counts only with the message's extension sagaattempt, which says that it is not an earlier one", errNoAnswer, id, answer.UID)
 	}
 	answer.Round = round
 	_, err = a.Store.PutAnswer(ctx, answer) // one that came before counts
@@ -103,18 +110,18 @@ func (a *Answers) asked(ctx context.Context, sink string, uid uuid.UUID, id saga
 	return fmt.Errorf("%w: %s of saga %s is no message to this sink that asks for a reply", errNoAnswer, id, uid)
 }
 
-// decode reads an answer.
-func decode(in outbox.Incoming) (eventstore.Answer, error) {
+// decode reads an answer, and the attempt that it is to; 0 if it does not say.
+func decode(in outbox.Incoming) (eventstore.Answer, int, error) {
 	e, err := outbox.Decode(in)
 	if err != nil {
-		return eventstore.Answer{}, fmt.Errorf("%w: %w", errNoAnswer, err)
+		return eventstore.Answer{}, 0, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	key, _ := e.Extensions()["correlationid"].(string)
 	uid, rest, _ := strings.Cut(key, "/")
 	step, direction, ok := strings.Cut(rest, "/")
 	id, err := uuid.Parse(uid)
 	if err != nil || !ok || direction != string(saga.Action) && direction != string(saga.Compensation) {
-		return eventstore.Answer{}, fmt.Errorf("%w: its correlationid %.256q is not the one of a message of a saga", errNoAnswer, key)
+		return eventstore.Answer{}, 0, fmt.Errorf("%w: its correlationid %.256q is not the one of a message of a saga", errNoAnswer, key)
 	}
 	answer := eventstore.Answer{UID: id, Step: step, Direction: direction}
 	body := bodyOf(&e)
@@ -125,7 +132,8 @@ func decode(in outbox.Incoming) (eventstore.Answer, error) {
 		}
 	}
 	answer.Response, err = json.Marshal(map[string]any{"body": body, "type": e.Type(), "source": e.Source(), "id": e.ID()})
-	return answer, err
+	attempt, _ := strconv.Atoi(fmt.Sprint(e.Extensions()["sagaattempt"])) // anything else says nothing
+	return answer, max(attempt, 0), err
 }
 
 // bodyOf is the data of an answer: JSON where it is, and otherwise text.

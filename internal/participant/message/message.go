@@ -9,8 +9,9 @@
 //	data: {order: "${input.orderId}"} # optional, any JSON
 //	reply: {timeout: 10m}             # optional: wait for the answer
 //
-// Every attempt of an effect publishes the same CloudEvent. Its id is derived from the idempotency key, so brokers that know duplicates drop them, and its correlationid
-// is the idempotency key.
+// Every attempt of an effect publishes the same CloudEvent, but for the extension sagaattempt, the number of the attempt, if an
+// answer is asked for. Its id is
+// derived from the idempotency key, so brokers that know duplicates drop them, and its correlationid is the idempotency key.
 //
 // # Outcomes
 //
@@ -23,8 +24,8 @@
 //
 // # Answers
 //
-// An answer is a CloudEvent with the same correlationid that comes to the sink's reply address. It says that the effect happened, unless its extension sagarejected is
-// true: that is a definite no, whose reason and message are the fields of that name in its data. Output expressions see its data as response.body.
+// An answer is a CloudEvent with the same correlationid, and should have the same sagaattempt, that comes to the sink's reply address. It says that the effect happened, unless its extension sagarejected is
+// true: that is the participant's own no, which settles any doubt, whose reason and message are the fields of that name in its data. Output expressions see its data as response.body.
 package message
 
 import (
@@ -142,11 +143,11 @@ func read(with map[string]any) (s settings, errs []saga.FieldError) {
 func (p *Participant) Do(ctx context.Context, call participant.Call) participant.Result {
 	s, errs := read(call.With)
 	if len(errs) > 0 {
-		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidMessage", Message: "publishing: " + errs[0].Error()}
+		return participant.Result{Kind: saga.Rejected, Author: saga.AuthorOperator, Reason: "InvalidMessage", Message: "publishing: " + errs[0].Error()}
 	}
 	m, err := p.message(&s, call)
 	if err != nil {
-		return participant.Result{Kind: saga.Rejected, Unasked: true, Reason: "InvalidMessage", Message: err.Error()}
+		return participant.Result{Kind: saga.Rejected, Author: saga.AuthorOperator, Reason: "InvalidMessage", Message: err.Error()}
 	}
 	to, ok := p.sinks.Sink(m.Destination)
 	if !ok {
@@ -157,7 +158,7 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 	}
 	if s.replyWithin > 0 && to.Replies == "" {
 		return participant.Result{
-			Kind: saga.Rejected, Unasked: true, Reason: "InvalidMessage",
+			Kind: saga.Rejected, Author: saga.AuthorOperator, Reason: "InvalidMessage",
 			Message: fmt.Sprintf("reply: sink %q listens nowhere, so no answer could come: name the address in its spec.replies, or leave reply out", s.sink),
 		}
 	}
@@ -184,7 +185,11 @@ func (p *Participant) message(s *settings, call participant.Call) (outbox.Messag
 	if m.Subject == "" {
 		m.Subject = call.Saga.Name
 	}
-	return outbox.Message{RecordedMessage: eventstore.RecordedMessage{Message: m}}, nil
+	out := outbox.Message{RecordedMessage: eventstore.RecordedMessage{Message: m}}
+	if s.replyWithin > 0 {
+		out.Attempt = call.Attempt.Number // the reply says which attempt it is to
+	}
+	return out, nil
 }
 
 // result says what publishing came to.
@@ -207,7 +212,7 @@ func result(errs []error, s *settings) participant.Result {
 			r.Kind = saga.Retryable
 		}
 	case outbox.Rejected:
-		r.Kind, r.Unasked = saga.Rejected, true // a broker does not know what became of earlier attempts
+		r.Kind, r.Author = saga.Rejected, saga.AuthorOperator // a broker does not know what became of earlier attempts
 	case outbox.Failed:
 	}
 	return r

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,7 +89,7 @@ func TestAnAnswerThatNoSinkCouldHearIsNotWaitedFor(t *testing.T) {
 	broker := &memory.Publisher{}
 	p := New(sinks{"shop/deaf": broker}, source)
 	r := p.Do(t.Context(), call(settingsOf(t, `{"sink":"deaf","type":"t","reply":{"timeout":"10m"}}`)))
-	if r.Kind != saga.Rejected || !r.Unasked || r.Accepted || !strings.HasPrefix(r.Message, "reply: ") || !strings.Contains(r.Message, "spec.replies") {
+	if r.Kind != saga.Rejected || r.Author != saga.AuthorOperator || r.Accepted || !strings.HasPrefix(r.Message, "reply: ") || !strings.Contains(r.Message, "spec.replies") {
 		t.Errorf("%+v", r)
 	}
 	if n := len(broker.Taken()); n != 0 {
@@ -116,8 +118,8 @@ func TestWhatPublishingComesTo(t *testing.T) {
 		if r.Kind != c.want || c.fault != nil && !strings.Contains(r.Message, c.fault.Error()) {
 			t.Errorf("%v: %+v", c.fault, r)
 		}
-		if r.Unasked != (c.want == saga.Rejected) {
-			t.Errorf("%v: Unasked is %t, but a broker's no says nothing of earlier attempts", c.fault, r.Unasked)
+		if (r.Author == saga.AuthorOperator) != (c.want == saga.Rejected) {
+			t.Errorf("%v: it is by %q, but a broker's no says nothing of earlier attempts", c.fault, r.Author)
 		}
 	}
 }
@@ -310,3 +312,96 @@ type away struct {
 }
 
 func (a away) PutAnswer(context.Context, eventstore.Answer) (bool, error) { return false, a.err }
+
+// byStep says yes to everything but the action of ship.
+type byStep struct{}
+
+func (byStep) Check(map[string]any) []saga.FieldError { return nil }
+
+func (byStep) Do(_ context.Context, c participant.Call) participant.Result {
+	if c.Attempt.Step == "ship" {
+		return participant.Result{Kind: saga.Rejected, Author: saga.AuthorParticipant}
+	}
+	return participant.Result{Kind: saga.Succeeded}
+}
+
+// retriedOnce is a store with a saga whose compensation of charge was rejected by a reply, and which a person has had retried: its second attempt waits for a reply.
+func retriedOnce(t *testing.T) *Answers {
+	t.Helper()
+	undo := saga.Effect{Kind: Kind, With: json.RawMessage(reply), AttemptTimeout: time.Minute, Retry: saga.Retry{MaxAttempts: 1}}
+	do := saga.Effect{Kind: "test", With: json.RawMessage(`{}`), AttemptTimeout: time.Minute, Retry: saga.Retry{MaxAttempts: 1}}
+	def := saga.Definition{Steps: []saga.Step{{Name: "charge", Do: do, Compensation: &undo}, {Name: "ship", DependsOn: []string{"charge"}, Do: do}}}
+	store, key := storemem.New(), engine.Key{Namespace: "shop", Name: "order-1", UID: uid}
+	e, err := engine.New(engine.Options{Store: store, Notify: func(engine.Key) {}, Participants: participant.Registry{
+		Kind: New(sinks{"shop/events": &memory.Publisher{}}, source), "test": byStep{},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Shutdown(context.Background()) })
+	until := func(is func(saga.State) bool) {
+		t.Helper()
+		for t.Context().Err() == nil {
+			r, err := e.Advance(t.Context(), key, engine.Observation{Definition: &def})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if is(r.State) {
+				return
+			}
+			runtime.Gosched()
+		}
+	}
+	accepted := func(n int) func(saga.State) bool {
+		return func(s saga.State) bool {
+			c := s.Step("charge").Compensation
+			return c.Status == saga.Accepted && c.Attempts == n
+		}
+	}
+	until(accepted(1))
+	a := &Answers{Store: store, Logger: slog.New(slog.DiscardHandler)}
+	no := incoming(map[string]string{"ce-correlationid": uid + "/charge/compensation", "ce-sagarejected": "true", "ce-sagaattempt": "1"}, `{}`)
+	if err := a.Handle(t.Context(), "shop/events", no); err != nil {
+		t.Fatal(err)
+	}
+	until(func(s saga.State) bool { return s.Phase == saga.CompensationFailed })
+	if err := e.Decide(t.Context(), key, saga.Decision{Verdict: saga.Retried, By: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	until(accepted(2))
+	return a
+}
+
+// TestAnswersDropRepliesOfAnEarlierRound has a person retry a compensation after its first attempt. The broker delivers again what was said before.
+func TestAnswersDropRepliesOfAnEarlierRound(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		attempt  string
+		rejected string
+		kept     bool
+	}{
+		"a rejection of the first attempt":      {"1", "true", false},
+		"a success of the first attempt":        {"1", "", false},
+		"a rejection that names no attempt":     {"", "true", false},
+		"a success that names no attempt":       {"", "", true},
+		"a rejection of the second attempt":     {"2", "true", true},
+		"a success of the second attempt":       {"2", "", true},
+		"a rejection of something unreadable":   {"two", "true", false},
+		"a rejection of a number below the one": {"-1", "true", false},
+	} {
+		a := retriedOnce(t)
+		headers := map[string]string{"ce-correlationid": uid + "/charge/compensation", "ce-sagaattempt": c.attempt, "ce-sagarejected": c.rejected}
+		for name, value := range headers {
+			if value == "" {
+				delete(headers, name)
+			}
+		}
+		if err := a.Handle(t.Context(), "shop/events", incoming(headers, `{}`)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		kept := slices.DeleteFunc(a.kept(t), func(kept eventstore.Answer) bool { return kept.Round == 0 })
+		if len(kept) == 1 != c.kept {
+			t.Errorf("%s: kept are %+v", what, kept)
+		}
+	}
+}

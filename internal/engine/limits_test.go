@@ -1,0 +1,128 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/eventstore/memory"
+	"github.com/vextrus/saga-operator/internal/participant"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend has 150 steps end at once, each with almost the largest output.
+func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
+	t.Parallel()
+	store, k, def := memory.New(), newKey(t), &saga.Definition{}
+	for i := range 150 {
+		s := definition("a").Steps[0]
+		s.Name, s.Output = fmt.Sprintf("s%d", i), map[string]string{"all": "${response.body}"}
+		def.Steps = append(def.Steps, s)
+	}
+	large := strings.Repeat("x", 250<<10)
+	p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+		return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": large}}
+	}}
+	b := newBench(t, store, p, start(def))
+	if _, err := b.engine.Advance(t.Context(), k, start(def)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.engine.pool.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for rounds := 1; ; rounds++ {
+		r, err := b.engine.Advance(t.Context(), k, start(def))
+		if err != nil {
+			t.Fatalf("after %d rounds: %v", rounds, err)
+		}
+		if r.State.Phase == saga.Completed {
+			break
+		}
+		if rounds > 150 {
+			t.Fatal("the outcomes are not recorded")
+		}
+	}
+	_ = b.engine.Shutdown(t.Context())
+}
+
+func TestFittingKeepsAtLeastOneOutcome(t *testing.T) {
+	t.Parallel()
+	outcomes := func(sizes ...int) (all []saga.Outcome) {
+		for _, n := range sizes {
+			all = append(all, saga.Outcome{Output: make(json.RawMessage, n)})
+		}
+		return all
+	}
+	for name, c := range map[string]struct {
+		all  []saga.Outcome
+		want int
+	}{
+		"none":               {nil, 0},
+		"one that is huge":   {outcomes(2 * maxOutputBytes), 1},
+		"two that just fit":  {outcomes(maxOutputBytes/2, maxOutputBytes/2), 2},
+		"a third that is in": {outcomes(maxOutputBytes, 0, 1), 2},
+		"too many":           {outcomes(slices.Repeat([]int{0}, maxOutcomes+1)...), maxOutcomes},
+	} {
+		if got := len(fitting(c.all)); got != c.want {
+			t.Errorf("%s: %d fit, want %d", name, got, c.want)
+		}
+	}
+}
+
+// panicking is a store whose appends panic while a test wants them to.
+type panicking struct {
+	eventstore.Store
+	armed atomic.Bool
+}
+
+func (p *panicking) Append(ctx context.Context, a eventstore.Append) (eventstore.Appended, error) {
+	if p.armed.Load() {
+		panic("index out of range")
+	}
+	return p.Store.Append(ctx, a)
+}
+
+func TestPanicEndsOneRoundOfOneSaga(t *testing.T) {
+	t.Parallel()
+	store, k := &panicking{Store: memory.New()}, newKey(t)
+	store.armed.Store(true)
+	b := newBench(t, store, &scripted{}, start(definition("a")))
+	_, err := b.engine.Advance(t.Context(), k, start(definition("a")))
+	var panicked *PanicError
+	if !errors.As(err, &panicked) {
+		t.Fatalf("error %v", err)
+	}
+	reason, message, transient := Problem(err)
+	if reason != ReasonInternalError || transient || strings.Contains(message, "\n") || !strings.Contains(message, "index out of range") {
+		t.Errorf("%s %q, transient: %t", reason, message, transient)
+	}
+	store.armed.Store(false)
+	b.run()
+	b.queue.Enqueue(k)
+	if r := b.await(); r.State.Phase != saga.Completed {
+		t.Errorf("it is %s", r.State.Phase)
+	}
+}
+
+// TestPanicAtTheEndDoesNotEndTheProcess has outcomes recorded during a shutdown by a store that panics.
+func TestPanicAtTheEndDoesNotEndTheProcess(t *testing.T) {
+	t.Parallel()
+	store, k := &panicking{Store: memory.New()}, newKey(t)
+	b := newBench(t, store, &scripted{}, Observation{})
+	if _, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.engine.pool.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	store.armed.Store(true)
+	if err := b.engine.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
