@@ -63,6 +63,9 @@ func judge(v view) verdict {
 	if state.Suspended {
 		return verdict{reason: "Suspended", message: "No attempt is started until spec.suspend is false again; those under way end."}
 	}
+	if step := resisting(state); step != nil {
+		return verdict{reason: ReasonCompensationRefused, message: resistedMessage(step), progressing: true, since: state.Failure.At}
+	}
 	if state.Phase == saga.Compensating {
 		return verdict{reason: "Compensating", progressing: true, since: state.Failure.At,
 			message: clip("Undoing what may have been done, because "+because(state.Failure)+".", maxConditionMessage)}
@@ -90,9 +93,46 @@ func because(f *saga.Failure) string {
 // parkedMessage tells a person what to do: nothing else will.
 func parkedMessage(v view) string {
 	p := v.state.Parked
-	what := clip(fmt.Sprintf("The compensation of step %q failed for good: %s", p.Step, text(p.Message, p.Reason)), maxConditionMessage/2)
-	const decide = ". The saga is parked until somebody decides, by POST …/v1/namespaces/%s/sagas/%s/decide of the operator's API: Retry when the cause is mended, MarkCompensated when it was undone by hand, or Skip."
-	return what + fmt.Sprintf(decide, v.namespace, v.name) + byHand(v)
+	what := clip(fmt.Sprintf("The compensation of step %q failed permanently: %s", p.Step, text(p.Message, p.Reason)), maxConditionMessage/2)
+	const decide = ". The saga is parked until a person decides, by POST …/v1/namespaces/%s/sagas/%s/decide of the operator's API: %sMarkCompensated when it was undone by hand, or Skip."
+	return what + fmt.Sprintf(decide, v.namespace, v.name, retryAdvice(v.state)) + byHand(v)
+}
+
+// retryAdvice says when a retry can help; nothing if it never can.
+func retryAdvice(state *saga.State) string {
+	step := state.Step(state.Parked.Step)
+	switch {
+	case state.Parked.Reason == engine.ReasonExpressionFailed:
+		return "" // what it reads cannot change any more
+	case state.Parked.Reason == saga.ReasonKeyExpired:
+		return "Retry, which may undo it twice because its key is old, once you know what the participant did; "
+	case step != nil && step.Compensation.Refusals > 0:
+		return "Retry once the participant answers otherwise: with 2xx if there is nothing to undo, or with the header Saga-Outcome: Rejected if its no is final; "
+	default:
+		return "Retry when the cause is fixed; "
+	}
+}
+
+// ReasonCompensationRefused is the reason while a compensation is retried although a response has refused it.
+const ReasonCompensationRefused = "CompensationRefused"
+
+// resisting returns the first step whose compensation is retried although a response has refused it; nil if there is none.
+func resisting(state *saga.State) *saga.StepState {
+	if state.Phase != saga.Compensating {
+		return nil
+	}
+	for i := range state.Steps {
+		if c := &state.Steps[i].Compensation; c.Refusals > 0 && !c.Settled() {
+			return &state.Steps[i]
+		}
+	}
+	return nil
+}
+
+func resistedMessage(step *saga.StepState) string {
+	const todo = ". Nothing vouches for it, so it is retried to its last attempt, and then the saga is parked. If there is nothing to undo, the participant has to answer 2xx; if its no is final, with the header Saga-Outcome: Rejected."
+	c := &step.Compensation
+	return clip(fmt.Sprintf("The compensation of step %q was refused (%d times): %s", step.Name, c.Refusals, text(c.Message, c.Reason)), maxConditionMessage-len(todo)) + todo
 }
 
 // problemMessage says what is wrong and, however long that is, what to do.

@@ -29,12 +29,15 @@ const (
 	eventTimeout     = 10 * time.Second
 )
 
-// announce makes one Kubernetes event for a change of phase, or for a stall, that the status shows now.
+// announce makes one Kubernetes event for a change of phase, for a stall, or for a compensation that is refused, that the status shows now.
 func (r *SagaReconciler) announce(o *v1.Saga, previous, next *v1.SagaStatus) {
 	ready, stalled := condition(next.Conditions, v1.ConditionReady), condition(next.Conditions, v1.ConditionStalled)
 	newlyStalled := holds(stalled) && !holds(condition(previous.Conditions, v1.ConditionStalled))
 	moved := previous.Phase != next.Phase && next.Phase != v1.PhasePending
-	if r.events == nil || ready == nil || !moved && !newlyStalled {
+	// The first time that a compensation is refused: a person may have to look, long before the saga is parked.
+	before := condition(previous.Conditions, v1.ConditionReady)
+	resisted := ready != nil && ready.Reason == ReasonCompensationRefused && (before == nil || before.Reason != ready.Reason)
+	if r.events == nil || ready == nil || !moved && !newlyStalled && !resisted {
 		return
 	}
 	kind := corev1.EventTypeNormal
