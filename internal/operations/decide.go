@@ -22,9 +22,13 @@ func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
 		return Object{}, err
 	}
 	key := engine.Key{Namespace: c.Namespace, Name: c.Name, UID: string(o.GetUID())}
-	err = h.Decider.Decide(ctx, key, saga.Decision{Step: c.Step, Verdict: c.Verdict, By: who.Name, Reason: c.Reason})
+	err = h.Decider.Decide(ctx, key, saga.Decision{ID: c.ID, About: c.About, Step: c.Step, Verdict: c.Verdict, By: who.Name, Reason: c.Reason})
 	var wrong *saga.DecisionError
 	switch {
+	case errors.As(err, &wrong) && wrong.Field == "about":
+		return Object{}, &ConflictError{Reason: "ParkedAnew", Message: wrong.Message}
+	case errors.As(err, &wrong) && wrong.Field == "id":
+		return Object{}, &ConflictError{Reason: "OtherDecision", Message: wrong.Message}
 	case errors.As(err, &wrong) && wrong.Field != "":
 		return Object{}, invalid(wrong.Field, "%s", wrong.Message)
 	case errors.As(err, &wrong):

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"github.com/vextrus/saga-operator/internal/cqrs"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
@@ -128,8 +130,21 @@ type DecideSaga struct {
 	Step    string
 	Verdict saga.Verdict
 	Reason  string
+	// About is the version at which the saga was parked, as the caller saw it; zero means the present parking.
+	About int64
 	// User is the caller; Key is theirs, or empty.
 	User, Key string
+	// ID names the decision, so that it counts once; see DecisionID.
+	ID string
+}
+
+// DecisionID derives the id of a decision from the idempotency key with which a user asks for it. Without a key it is a new one: the
+// caller can repeat its request with that as the key.
+func DecisionID(user, key string) string {
+	if key == "" {
+		return uuid.NewString()
+	}
+	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(user+"\x00"+key)).String()
 }
 
 // Needs implements what the bus asks for.

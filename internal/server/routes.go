@@ -59,7 +59,7 @@ func (s *Server) routes(api huma.API) {
 	register(s, api, huma.Operation{
 		OperationID: "decideSaga", Method: http.MethodPost, Path: sagaPath + "/decide", Errors: append(conflict, body...),
 		Summary:     "Decide about a parked saga",
-		Description: "Needs the verb update on sagas/decide. Who decided, and why, is part of the saga's history.",
+		Description: "Needs the verb update on sagas/decide. Who decided, and why, is part of the saga's history. The same decision again, by its Idempotency-Key, changes nothing, whatever the saga has done since.",
 	}, operation{body: maxSmallBody}, s.decideSaga)
 	register(s, api, huma.Operation{
 		OperationID: "answerCallback", Method: http.MethodPost, Path: "/v1/callbacks/{token}", DefaultStatus: http.StatusNoContent, Errors: append([]int{http.StatusGone}, append(conflict, body...)...),

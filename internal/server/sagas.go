@@ -146,6 +146,13 @@ type decision struct {
 	Step    string `json:"step,omitempty" maxLength:"63" doc:"The step that is decided about; all whose compensation has failed where it is missing."`
 	Verdict string `json:"verdict" enum:"Retry,MarkCompensated,Skip" doc:"Retry tries the compensation again. MarkCompensated takes the step for undone, because somebody has undone it by hand. Skip leaves it done, and goes on."`
 	Reason  string `json:"reason" minLength:"1" maxLength:"1024" doc:"Why, for those who read the history."`
+	About   int64  `json:"about,omitempty" minimum:"0" doc:"The version at which the saga was parked: status.recordedVersion of the parked saga. A decision about another parking is a conflict. Without it the present parking is meant."`
+}
+
+// decideOutput carries the id by which a decision counts once.
+type decideOutput struct {
+	DecisionID string `header:"Saga-Decision-Id" doc:"The id of the decision. It comes from the Idempotency-Key; without one it is new."`
+	Body       sagaObject
 }
 
 type decideInput struct {
@@ -154,15 +161,20 @@ type decideInput struct {
 	Body decision
 }
 
-func (s *Server) decideSaga(ctx context.Context, in *decideInput) (*sagaOutput, error) {
+func (s *Server) decideSaga(ctx context.Context, in *decideInput) (*decideOutput, error) {
 	key, err := idempotency.KeyOf(exchangeOf(ctx).header)
 	if err != nil {
 		return nil, err
 	}
 	who, _ := operations.CallerOf(ctx)
-	return answered(cqrs.Send(ctx, s.commands.Commands, operations.DecideSaga{
-		Ref: in.ref(), Step: in.Body.Step, Verdict: saga.Verdict(in.Body.Verdict), Reason: in.Body.Reason, User: who.Name, Key: key,
-	}))
+	id := operations.DecisionID(who.Name, key)
+	o, err := cqrs.Send(ctx, s.commands.Commands, operations.DecideSaga{
+		Ref: in.ref(), Step: in.Body.Step, Verdict: saga.Verdict(in.Body.Verdict), Reason: in.Body.Reason, About: in.Body.About, User: who.Name, Key: key, ID: id,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &decideOutput{DecisionID: id, Body: sagaObject(o.JSON)}, nil
 }
 
 type callbackAnswer struct {

@@ -223,7 +223,7 @@ func TestADecisionSaysWhoMadeItAndIsRefusedInWords(t *testing.T) {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 	}
-	want := saga.Decision{Step: "reserve", Verdict: saga.Skipped, Reason: "written off", By: "system:serviceaccount:" + r.ns + ":chief"}
+	want := saga.Decision{ID: operations.DecisionID("system:serviceaccount:"+r.ns+":chief", "d-1"), Step: "reserve", Verdict: saga.Skipped, Reason: "written off", By: "system:serviceaccount:" + r.ns + ":chief"}
 	if len(r.decider.all) != 1 || r.decider.all[0] != want || r.decider.keys[0].UID != string(s.UID) {
 		t.Errorf("decided %+v for %+v", r.decider.all, r.decider.keys)
 	}
@@ -232,6 +232,8 @@ func TestADecisionSaysWhoMadeItAndIsRefusedInWords(t *testing.T) {
 		status int
 		reason string
 	}{
+		"parked anew":  {&saga.DecisionError{Field: "about", Message: "it is parked anew"}, http.StatusConflict, "ParkedAnew"},
+		"another one":  {&saga.DecisionError{Field: "id", Message: "the id was used"}, http.StatusConflict, "OtherDecision"},
 		"not parked":   {&saga.DecisionError{Message: "the saga is Running"}, http.StatusConflict, "NotParked"},
 		"wrong step":   {&saga.DecisionError{Field: "step", Message: "no step"}, http.StatusUnprocessableEntity, "Invalid"},
 		"not started":  {engine.ErrNotStarted, http.StatusConflict, "NotStarted"},
@@ -245,6 +247,33 @@ func TestADecisionSaysWhoMadeItAndIsRefusedInWords(t *testing.T) {
 		a := decide(good, nil)
 		if p := a.problem(t); a.status != c.status || p.Reason != c.reason || strings.Contains(string(a.body), "internals") {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+	}
+}
+
+// TestDecisionIDComesFromTheKey has a decision made with a key, without one, and by another user.
+func TestDecisionIDComesFromTheKey(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	chief := r.account("chief", r.ns, "saga-viewer", "saga-editor", "saga-decider")
+	token := r.token(chief, audience)
+	r.create(token, "order-1")
+	decide := func(headers http.Header) string {
+		a := r.do(call{method: "POST", path: sagas + "/order-1/decide", token: token, body: `{"verdict":"Skip","reason":"written off","about":7}`, header: headers})
+		if a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		return a.header.Get("Saga-Decision-Id")
+	}
+	if with := decide(key("d-1")); with != operations.DecisionID("system:serviceaccount:"+r.ns+":chief", "d-1") || with == operations.DecisionID("another", "d-1") {
+		t.Errorf("with a key the id is %q", with)
+	}
+	if one, two := decide(nil), decide(nil); one == two || one == "" {
+		t.Errorf("without a key the ids are %q and %q", one, two)
+	}
+	for _, d := range r.decider.all {
+		if d.About != 7 || d.ID == "" {
+			t.Errorf("decided %+v", d)
 		}
 	}
 }
