@@ -80,7 +80,9 @@ func TestServiceVouchesForStoredRefusals(t *testing.T) {
 	}
 	r.failing(nil)
 	r.answers(201, "POST", "/things/2", "b", `{}`)
-	r.failing(func(*participant.Request) error { return participant.Refuse(http.StatusConflict, "the books are closed") })
+	r.failing(func(*participant.Request) error {
+		return participant.Refuse(http.StatusConflict, "the books are closed")
+	})
 	if got := r.answers(409, "DELETE", "/things/2", "c", ""); got.header.Get("Saga-Outcome") != "" {
 		t.Error("a no that comes to something else the next time is vouched for")
 	}
