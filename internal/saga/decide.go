@@ -141,7 +141,7 @@ func (d *decision) recordLost() {
 			})
 		case d.state.Suspended: // it is sent again when the saga goes on
 		default:
-			d.record(AttemptResent{At: d.at(), Attempt: a, QuietUntil: d.overBy(a.EffectID)})
+			d.record(AttemptResent{At: d.at(), Attempt: a, QuietUntil: d.in.Now.Add(d.plan.AttemptTimeout(a))})
 		}
 	}
 }

@@ -120,7 +120,8 @@ type (
 	AttemptResent struct {
 		At
 		Attempt
-		// QuietUntil is when the call that may have been made before is over.
+		// QuietUntil is when every call of the attempt is over, this one included: another process may
+		// report its own call first.
 		QuietUntil time.Time `json:"quietUntil,omitzero"`
 	}
 	// AttemptSucceeded says that the effect happened.

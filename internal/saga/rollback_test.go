@@ -68,6 +68,25 @@ func TestUndoWaitsForABrokenCall(t *testing.T) {
 	h.inFlightAre("pay/compensation")
 }
 
+// TestUndoWaitsForTheLastResend has one process report that it sent nothing while the call of another, which sent the attempt again, may be under way.
+func TestUndoWaitsForTheLastResend(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []OutcomeKind{NotSent, Retryable} {
+		h := begin(t, Definition{Steps: []Step{step("pay", undo(), attempts(1))}})
+		h.now = t0.Add(900 * time.Millisecond)
+		h.loses(h.inFlight("pay", Action))
+		h.in.Cancel = true
+		h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: kind})
+		h.phaseIs(Compensating)
+		h.inFlightAre()
+		if w := h.plan.Wake(h.state); !w.Equal(t0.Add(1900 * time.Millisecond)) {
+			t.Errorf("%s: it wants to be woken at %s, want a second after it was sent again", kind, w)
+		}
+		h.wake()
+		h.inFlightAre("pay/compensation")
+	}
+}
+
 func TestUnsentAttemptDoesNotCount(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("pay", undo(), attempts(1))}})
