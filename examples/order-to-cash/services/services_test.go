@@ -323,6 +323,18 @@ func TestShippingIsUnavailableForAsLongAsItWasTold(t *testing.T) {
 	}
 }
 
+func TestWhoIsTurnedAwayByAnOutageIsToldSoWhateverFaultsTheServiceCommits(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	if err := r.SetFaults("shipping", services.Faults{Lose: 1, Error: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Outage(services.Outage{Order: "1044", Requests: 1}); err != nil {
+		t.Fatal(err)
+	}
+	r.check(r.act("1044", r.step("1044", "print")).Status, http.StatusTooManyRequests)
+}
+
 func TestServicesMayStartTogetherAndRememberAfterwards(t *testing.T) {
 	t.Parallel()
 	o := services.Options{DatabaseURL: throwaway.EmptyDatabase(t), MaxConns: 4, Timeout: patience}

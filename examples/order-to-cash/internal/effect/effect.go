@@ -76,16 +76,15 @@ func (s *Service) admit(r *participant.Request, c *call, order string) error {
 		s.log.Error("the database does not take a call", "effect", c.name, "key", c.key, "error", err)
 		return participant.NotNow(time.Second, "the database does not answer")
 	}
-	c.fault = s.faults.draw()
-	if err := c.fault.before(r.HTTP()); err != nil {
-		return err
-	}
+	// Before the faults, which are for effects: a caller who has been turned away has to learn how
+	// long it should wait.
 	if s.gate != nil {
 		if pause := s.gate(order); pause > 0 {
 			return participant.NotNow(pause, "%s is unavailable", s.schema)
 		}
 	}
-	return nil
+	c.fault = s.faults.draw()
+	return c.fault.before(r.HTTP())
 }
 
 // noted has it noted, in the same transaction, that an effect has happened. One that was only accepted has not.
