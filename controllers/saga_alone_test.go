@@ -52,7 +52,7 @@ func TestAStreamThatCannotBeReadStallsOnlyItsSaga(t *testing.T) {
 	o := r.create("order", order)
 	_, err := r.store.Append(t.Context(), eventstore.Append{
 		Stream: engine.StreamOf(string(o.UID)),
-		Events: []eventstore.Event{{ID: uuid.Must(uuid.NewV7()), Type: "SagaStartedTomorrow", SchemaVersion: 99, Data: []byte(`{}`)}},
+		Events: []eventstore.Event{{ID: uuid.Must(uuid.NewV7()), Type: "SagaStarted", SchemaVersion: 1, Data: []byte(`{"at":7}`)}},
 		State:  &eventstore.SagaState{UID: uuid.MustParse(string(o.UID)), Namespace: r.ns, Name: "order", Phase: "Running", State: []byte(`{}`)},
 	})
 	if err != nil {

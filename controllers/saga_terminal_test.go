@@ -68,7 +68,7 @@ func TestAFinishedStatusIsLeftAloneWhenTheStreamCannotBeRead(t *testing.T) {
 	}
 	r.delete("order")
 	r.startOperator()
-	r.waitToldUntouched(done, engine.ReasonStreamUnreadable)
+	r.waitToldUntouched(done, engine.ReasonDefinitionUnreadable)
 	r.mustPatch("order", `{"metadata":{"finalizers":null}}`)
 	r.waitGone("order")
 }

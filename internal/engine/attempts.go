@@ -19,7 +19,6 @@ const (
 	reasonPanic      = "ParticipantPanicked"
 	reasonExpression = ReasonExpressionFailed
 	reasonOutput     = "OutputFailed"
-	reasonKind       = "UnknownKind"
 	reasonNotSent    = "NotSent"
 )
 
@@ -115,10 +114,7 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 	if err != nil {
 		return fail(saga.Rejected, reasonExpression, err) // never sent, and never will be otherwise
 	}
-	who, ok := e.Participants[plan.Kind(a)]
-	if !ok {
-		return fail(saga.Rejected, reasonKind, fmt.Errorf("this operator has no participant of kind %q", plan.Kind(a)))
-	}
+	who := e.Participants[plan.Kind(a)] // there is one, or there were no plan
 	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
 	ctx, cancel := context.WithTimeout(ctx, over.Sub(e.Clock()))
 	defer cancel()

@@ -147,16 +147,16 @@ func (c *Callbacks) before(ctx context.Context, a eventstore.Answer, asked bool)
 
 // state is that of a saga, as its row has it.
 func (c *Callbacks) state(ctx context.Context, uid uuid.UUID) (saga.State, error) {
-	var state saga.State
 	row, err := c.Store.SagaState(ctx, uid)
 	if errors.Is(err, eventstore.ErrNotFound) {
-		return state, ErrCallbackOver
+		return saga.State{}, ErrCallbackOver
 	}
 	if err != nil {
-		return state, fmt.Errorf("taking an answer: %w", err)
+		return saga.State{}, fmt.Errorf("taking an answer: %w", err)
 	}
-	if err := json.Unmarshal(row.State, &state); err != nil {
-		return state, fmt.Errorf("taking an answer: reading the state of saga %s: %w", uid, err)
+	state, err := saga.UnmarshalState(row.State)
+	if err != nil {
+		return saga.State{}, fmt.Errorf("taking an answer: reading the state of saga %s: %w", uid, err)
 	}
 	return state, nil
 }

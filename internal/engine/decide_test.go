@@ -37,7 +37,7 @@ func TestADecisionSendsAParkedSagaOnWhoeverDrivesIt(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	b, k := parked(t, store)
-	other, err := New(Options{Store: store, Notify: func(Key) { t.Error("the one who decides drives nothing") }})
+	other, err := New(Options{Store: store, Participants: b.engine.Participants, Notify: func(Key) { t.Error("the one who decides drives nothing") }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -255,16 +255,13 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 		if r.plan != nil {
 			return nil, r.plan, nil
 		}
-		plan, err := e.Plans.compile(r.state.Definition)
-		if def := (*DefinitionError)(nil); errors.As(err, &def) {
-			def.Recorded = true
-		}
+		plan, err := e.recordedPlan(r.state.Definition)
 		return nil, plan, err
 	}
 	if r.observed.Definition == nil {
 		return nil, nil, nil
 	}
-	plan, err := e.Plans.compile(*r.observed.Definition)
+	plan, err := e.Plans.compile(*r.observed.Definition, e.Participants)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -277,6 +274,15 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 		UID:         r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
 		Definition: *r.observed.Definition, Input: r.observed.Input,
 	}, plan, nil
+}
+
+// recordedPlan returns the plan of a definition that a saga was started with.
+func (e *Engine) recordedPlan(def saga.Definition) (*saga.Plan, error) {
+	plan, err := e.Plans.compile(def, e.Participants)
+	if wrong := (*DefinitionError)(nil); errors.As(err, &wrong) {
+		wrong.Recorded = true
+	}
+	return plan, err
 }
 
 // fresh reports whether a cached state is still the stream's. An append would find out by itself; a decision to do nothing has to ask.

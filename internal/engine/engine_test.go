@@ -159,19 +159,80 @@ func TestManyLargeOutputsDoNotStallASaga(t *testing.T) {
 	}
 }
 
-func TestAKindThatNobodyCarriesOutIsRejected(t *testing.T) {
+func TestAKindThatNobodyCarriesOutIsNotStarted(t *testing.T) {
 	t.Parallel()
-	store, k := memory.New(), newKey(t)
 	def := definition("a")
 	def.Steps[0].Do.Kind = "fax"
-	b := newBench(t, store, &scripted{}, start(def)).run()
-	b.queue.Enqueue(k)
-	if r := b.await(); r.State.Failure == nil || r.State.Failure.Reason != reasonKind {
-		t.Fatalf("failure %+v", r.State.Failure)
+	b := newBench(t, memory.New(), &scripted{}, Observation{})
+	_, err := b.engine.Advance(t.Context(), newKey(t), start(def))
+	if reason, message, _ := Problem(err); reason != ReasonInvalidDefinition || !strings.Contains(message, `steps[0].fax: this operator does not carry out actions of the kind "fax"`) {
+		t.Errorf("%s: %s", reason, message)
 	}
-	events, err := store.Load(t.Context(), StreamOf(k.UID), 3, 1)
-	if err != nil || len(events) != 1 || !strings.Contains(string(events[0].Data), `"author":"Operator"`) {
-		t.Errorf("nobody was asked, and the history does not say so: %+v, %v", events, err)
+}
+
+// TestWhatANewerVersionStartedWaits has sagas that are recorded with more than this version knows, each half done.
+func TestWhatANewerVersionStartedWaits(t *testing.T) {
+	t.Parallel()
+	started := func(change func(map[string]any)) json.RawMessage {
+		_, _, data, err := saga.Marshal(saga.SagaStarted{UID: "u", Definition: *definition("a", "b")})
+		var event map[string]any
+		if err := errors.Join(err, json.Unmarshal(data, &event)); err != nil {
+			t.Fatal(err)
+		}
+		change(event)
+		if data, err = json.Marshal(event); err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	first := func(event map[string]any) map[string]any {
+		return event["definition"].(map[string]any)["steps"].([]any)[0].(map[string]any)
+	}
+	for name, test := range map[string]struct {
+		first, second json.RawMessage
+		want          string
+	}{
+		"a field of a step": {first: started(func(e map[string]any) { first(e)["when"] = "${false}" }), want: `field "when" in the definition`},
+		"a field with a need": {first: started(func(e map[string]any) {
+			first(e)["when"], e["needs"] = "${false}", map[string]string{"Step.when": "2.0.0"}
+		}), want: "one with Step.when (since release 2.0.0)"},
+		"a setting of a kind": {first: started(func(e map[string]any) { first(e)["do"].(map[string]any)["with"] = map[string]any{"outcomes": true} }), want: "steps[0].test.outcomes"},
+		"a kind":              {first: started(func(e map[string]any) { first(e)["do"].(map[string]any)["kind"] = "kafka" }), want: `the kind "kafka"`},
+		"a type of event":     {first: started(func(map[string]any) {}), second: json.RawMessage(`{"needs": {"Step.when": "2.0.0"}}`), want: "one with Step.when (since release 2.0.0)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store, k := memory.New(), newKey(t)
+			a := eventstore.Append{Stream: StreamOf(k.UID), Events: []eventstore.Event{{ID: uuid.New(), Type: "SagaStarted", SchemaVersion: 1, Data: test.first}}}
+			if test.second != nil {
+				a.Events = append(a.Events, eventstore.Event{ID: uuid.New(), Type: "StepSkipped", SchemaVersion: 1, Data: test.second})
+			}
+			if _, err := store.Append(t.Context(), a); err != nil {
+				t.Fatal(err)
+			}
+			p := &scripted{check: func(with map[string]any) []saga.FieldError {
+				if with["outcomes"] != nil {
+					return []saga.FieldError{{Field: "outcomes", Message: "is not a setting"}}
+				}
+				return nil
+			}, do: func(context.Context, participant.Call) participant.Result {
+				t.Error("a participant was called")
+				return participant.Result{Kind: saga.Succeeded}
+			}}
+			b := newBench(t, store, p, Observation{})
+			for _, obs := range []Observation{start(definition("a")), {Cancel: true}, {Delete: true}, {}} {
+				_, err := b.engine.Advance(t.Context(), k, obs)
+				if reason, message, passes := Problem(err); reason != ReasonDefinitionUnreadable || passes || !strings.Contains(message, test.want) {
+					t.Errorf("%s: %s", reason, message)
+				}
+			}
+			if err := b.engine.Decide(t.Context(), k, saga.Decision{Verdict: saga.Skipped}); err == nil {
+				t.Error("a decision about it is recorded")
+			}
+			if v, err := store.Version(t.Context(), a.Stream); err != nil || v != int64(len(a.Events)) {
+				t.Errorf("it was touched: version %d, %v", v, err)
+			}
+		})
 	}
 }
 
@@ -194,7 +255,7 @@ func TestAnAnswerIsWaitedForNoLongerThanASagaMayTake(t *testing.T) {
 
 func TestADefinitionThatPanicsInTheCompilerStallsAlone(t *testing.T) {
 	t.Parallel()
-	if plan, fields := compileSafely(saga.Definition{Steps: make([]saga.Step, 1)}, func(saga.Definition) (*saga.Plan, []saga.FieldError) { panic("no") }); plan != nil || len(fields) != 1 || !strings.Contains(fields[0].Message, "panicked: no") {
+	if plan, fields := compileSafely(func() (*saga.Plan, []saga.FieldError) { panic("no") }); plan != nil || len(fields) != 1 || !strings.Contains(fields[0].Message, "panicked: no") {
 		t.Errorf("%v", fields)
 	}
 }
@@ -291,7 +352,7 @@ func TestProblemSaysWhatAnErrorMeansForTheSaga(t *testing.T) {
 	bad.Steps[0].DependsOn = []string{"nobody"}
 	unreadable := newKey(t)
 	if _, err := store.Append(t.Context(), eventstore.Append{Stream: StreamOf(unreadable.UID), Events: []eventstore.Event{{
-		ID: uuid.New(), Type: "SagaTeleported", SchemaVersion: 1, Data: json.RawMessage(`{}`),
+		ID: uuid.New(), Type: "SagaStarted", SchemaVersion: 1, Data: json.RawMessage(`{"at": 7}`),
 	}}}); err != nil {
 		t.Fatal(err)
 	}

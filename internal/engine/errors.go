@@ -61,6 +61,7 @@ const (
 func Problem(err error) (reason, message string, transient bool) {
 	var def *DefinitionError
 	var stream *StreamError
+	var newer *saga.NewerError
 	var panicked *PanicError
 	switch {
 	case errors.As(err, &panicked):
@@ -70,6 +71,8 @@ func Problem(err error) (reason, message string, transient bool) {
 		return ReasonDefinitionUnreadable, "The saga was started by an operator that could read its definition, and this one cannot: " + def.Error(), false
 	case errors.As(err, &def):
 		return ReasonInvalidDefinition, def.Error(), false
+	case errors.As(err, &newer):
+		return ReasonDefinitionUnreadable, err.Error(), false
 	case errors.As(err, &stream):
 		return ReasonStreamUnreadable, stream.Error(), false
 	case errors.Is(err, eventstore.ErrArchived):

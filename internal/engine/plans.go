@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"sync"
 
+	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -17,7 +18,8 @@ const (
 	expressionBytes = 8 << 10
 )
 
-// Plans keeps compiled plans by the content of their definition. It is safe for concurrent use.
+// Plans keeps compiled plans by the content of their definition. Engines that share one have participants of the same kinds. It is safe
+// for concurrent use.
 type Plans struct {
 	mu    sync.Mutex
 	plans map[[sha256.Size]byte]*saga.Plan
@@ -27,7 +29,8 @@ type Plans struct {
 // NewPlans returns an empty cache.
 func NewPlans() *Plans { return &Plans{plans: map[[sha256.Size]byte]*saga.Plan{}} }
 
-func (c *Plans) compile(def saga.Definition) (*saga.Plan, error) {
+// compile makes the plan of a definition that kinds carry out.
+func (c *Plans) compile(def saga.Definition, kinds participant.Registry) (*saga.Plan, error) {
 	data, err := json.Marshal(def)
 	if err != nil {
 		return nil, &DefinitionError{Fields: []saga.FieldError{{Field: "steps", Message: err.Error()}}}
@@ -39,7 +42,10 @@ func (c *Plans) compile(def saga.Definition) (*saga.Plan, error) {
 	if plan != nil {
 		return plan, nil
 	}
-	plan, fields := compileSafely(def, saga.Compile)
+	plan, fields := compileSafely(func() (*saga.Plan, []saga.FieldError) {
+		plan, wrong := saga.Compile(def)
+		return plan, append(wrong, kinds.Check(&def)...)
+	})
 	if len(fields) > 0 {
 		return nil, &DefinitionError{Fields: fields}
 	}
@@ -55,11 +61,11 @@ func (c *Plans) compile(def saga.Definition) (*saga.Plan, error) {
 }
 
 // compileSafely turns a panic in what reads users' text into an error of this one saga.
-func compileSafely(def saga.Definition, compile func(saga.Definition) (*saga.Plan, []saga.FieldError)) (plan *saga.Plan, fields []saga.FieldError) {
+func compileSafely(compile func() (*saga.Plan, []saga.FieldError)) (plan *saga.Plan, fields []saga.FieldError) {
 	defer func() {
 		if p := recover(); p != nil {
 			plan, fields = nil, []saga.FieldError{{Field: "steps", Message: fmt.Sprintf("compiling them panicked: %v\n%s", p, debug.Stack())}}
 		}
 	}()
-	return compile(def)
+	return compile()
 }

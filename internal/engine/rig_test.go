@@ -42,9 +42,15 @@ type scripted struct {
 	mu    sync.Mutex
 	calls []participant.Call
 	do    func(context.Context, participant.Call) participant.Result
+	check func(map[string]any) []saga.FieldError
 }
 
-func (s *scripted) Check(map[string]any) []saga.FieldError { return nil }
+func (s *scripted) Check(with map[string]any) []saga.FieldError {
+	if s.check == nil {
+		return nil
+	}
+	return s.check(with)
+}
 
 func (s *scripted) Do(ctx context.Context, c participant.Call) participant.Result {
 	s.mu.Lock()

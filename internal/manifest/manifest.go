@@ -46,7 +46,7 @@ func Definition(o *v1.Saga, kinds participant.Registry) (def saga.Definition, in
 		r.errs = append(r.errs, wrong...)
 	}
 	if len(def.Steps) <= saga.MaxSteps {
-		r.checkSteps(def.Steps)
+		r.checkSteps(&def)
 	}
 	return def, input, report(r.errs)
 }
@@ -168,39 +168,14 @@ func only(kinds map[string]json.RawMessage) (kind string, with json.RawMessage, 
 // outputName is what can stand behind the last dot of ${steps.NAME.output.NAME}.
 var outputName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 
-func (r *reader) checkSteps(steps []saga.Step) {
-	for i := range steps {
-		field := fmt.Sprintf("steps[%d]", i)
-		r.checkEffect(field, &steps[i].Do)
-		if steps[i].Compensation != nil {
-			r.checkEffect(field+".compensation", steps[i].Compensation)
-		}
-		for name := range steps[i].Output {
+func (r *reader) checkSteps(def *saga.Definition) {
+	r.errs = append(r.errs, r.kinds.Check(def)...)
+	for i := range def.Steps {
+		for name := range def.Steps[i].Output {
 			if !outputName.MatchString(name) {
-				r.fail(field+".output", "%q is not a name of an output: it consists of letters, digits and underscores, does not begin with a digit, and has at most 63 characters", clip(name, 80))
+				r.fail(fmt.Sprintf("steps[%d].output", i), "%q is not a name of an output: it consists of letters, digits and underscores, does not begin with a digit, and has at most 63 characters", clip(name, 80))
 			}
 		}
-	}
-}
-
-// checkEffect asks the participant what is wrong with its settings. What saga.Compile reports (no kind, settings that are no object) is not repeated.
-func (r *reader) checkEffect(field string, e *saga.Effect) {
-	if e.Kind == "" {
-		return
-	}
-	field += "." + e.Kind
-	p, ok := r.kinds[e.Kind]
-	if !ok {
-		r.fail(field, "this operator does not carry out actions of the kind %q", e.Kind)
-		return
-	}
-	value, err := expression.Decode(e.With)
-	with, ok := value.(map[string]any)
-	if err != nil || !ok {
-		return
-	}
-	for _, wrong := range p.Check(with) {
-		r.fail(join(field, wrong.Field), "%s", wrong.Message)
 	}
 }
 

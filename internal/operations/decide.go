@@ -35,6 +35,8 @@ func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
 		return Object{}, &ConflictError{Reason: "NotParked", Message: wrong.Message}
 	case errors.Is(err, engine.ErrNotStarted):
 		return Object{}, &ConflictError{Reason: "NotStarted", Message: fmt.Sprintf("saga %s has not started: there is nothing to decide about", c.Ref)}
+	case unreadable(err):
+		return Object{}, &ConflictError{Reason: engine.ReasonDefinitionUnreadable, Message: err.Error()}
 	case err != nil:
 		return Object{}, fromDatabase(fmt.Sprintf("deciding about saga %s", c.Ref), err)
 	}
@@ -64,8 +66,20 @@ func (h *handlers) answer(ctx context.Context, c AnswerCallback) (Answered, erro
 		return Answered{}, &ConflictError{Reason: "Used", Message: err.Error()}
 	case errors.Is(err, eventstore.ErrInvalid):
 		return Answered{}, invalid("body", "%v", err)
+	case unreadable(err): // an operator of the newer version will take it
+		h.Logger.WarnContext(ctx, "a participant's reply is not taken, and has to come again", "error", err)
+		return Answered{}, fmt.Errorf("taking a participant's answer: %w: %w", ErrUnavailable, err)
 	}
 	return Answered{}, fromDatabase("taking a participant's answer", err)
+}
+
+// unreadable reports whether an error says that a newer version of the operator has started the saga.
+func unreadable(err error) bool {
+	if err == nil {
+		return false
+	}
+	reason, _, _ := engine.Problem(err)
+	return reason == engine.ReasonDefinitionUnreadable
 }
 
 // asWritten decodes JSON and leaves its numbers as they were written: whoever reads the kept answer makes the same of them as of an answer that comes at once.

@@ -4,8 +4,11 @@ package participant
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 	"time"
 
+	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -73,3 +76,41 @@ type Preparer interface {
 
 // Registry maps the name of each kind to who carries it out.
 type Registry map[string]Participant
+
+// Check reports what is wrong with the settings of every effect of a definition: a kind that nobody carries out, and what its participant
+// finds. Field paths begin at the definition, for example steps[1].http.url. What saga.Compile reports is not repeated.
+func (r Registry) Check(def *saga.Definition) []saga.FieldError {
+	var errs []saga.FieldError
+	for i := range def.Steps {
+		field := "steps[" + strconv.Itoa(i) + "]"
+		errs = append(errs, r.check(field, &def.Steps[i].Do)...)
+		if c := def.Steps[i].Compensation; c != nil {
+			errs = append(errs, r.check(field+".compensation", c)...)
+		}
+	}
+	return errs
+}
+
+func (r Registry) check(field string, e *saga.Effect) []saga.FieldError {
+	if e.Kind == "" {
+		return nil
+	}
+	field += "." + e.Kind
+	p, ok := r[e.Kind]
+	if !ok {
+		return []saga.FieldError{{Field: field, Message: fmt.Sprintf("this operator does not carry out actions of the kind %q", e.Kind)}}
+	}
+	value, err := expression.Decode(e.With)
+	with, ok := value.(map[string]any)
+	if err != nil || !ok {
+		return nil
+	}
+	errs := p.Check(with)
+	for i := range errs {
+		if errs[i].Field != "" {
+			errs[i].Field = "." + errs[i].Field
+		}
+		errs[i].Field = field + errs[i].Field
+	}
+	return errs
+}

@@ -2,6 +2,7 @@ package saga
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -315,7 +316,7 @@ func TestTheSameInputGivesTheSameDecision(t *testing.T) {
 	in := Input{Now: t0, Random: 99, Outcomes: []Outcome{{Attempt: h.inFlight("a", Action), Kind: Retryable}}}
 	first, ok := h.plan.Decide(h.state, in)[0].(AttemptFailed)
 	second, _ := h.plan.Decide(h.state, in)[0].(AttemptFailed)
-	if !ok || first != second {
+	if !ok || !reflect.DeepEqual(first, second) {
 		t.Errorf("decided %+v, then %+v", first, second)
 	}
 }

@@ -34,7 +34,9 @@ const (
 )
 
 // Definition is what a saga is to do: its steps and how long it may take to go forward. It is recorded in the saga's first event and
-// never changes afterwards, so its JSON form is a stored format: fields are added, never renamed.
+// never changes afterwards, so its JSON form is a stored format: fields are added, never renamed. It is read strictly: a version that
+// does not know a field leaves the saga alone. A field that is added has to be left out of the JSON form where it is not used, and to
+// have a row in the table of features.
 type Definition struct {
 	// Steps in the order in which they were written. Every dependency is explicit here: "follows the one before it" has been
 	// resolved by whoever made the definition.

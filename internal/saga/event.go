@@ -76,21 +76,28 @@ const (
 	CauseDeleted          Cause = "Deleted"
 )
 
-// Event is an immutable fact about one saga. Its JSON form is stored forever: fields are added, never renamed or removed.
+// Event is an immutable fact about one saga. Its JSON form is stored forever: fields are added, never renamed or removed. A field
+// that changes what the event means comes with a need, so that an older version does not guess.
 type Event interface {
 	// EventType is the name under which the event is stored.
 	EventType() string
 	// DecidedAt is the time that was passed to the decision which made the event.
 	DecidedAt() time.Time
+	// Requires is what whoever decides from the event has to understand.
+	Requires() Needs
 }
 
-// At is the time of the decision that made an event.
+// At is the time of the decision that made an event, and what the event needs of its readers.
 type At struct {
-	At time.Time `json:"at"`
+	At    time.Time `json:"at"`
+	Needs Needs     `json:"needs,omitempty"`
 }
 
 // DecidedAt returns the time of the decision.
 func (a At) DecidedAt() time.Time { return a.At }
+
+// Requires returns what the event needs of its readers.
+func (a At) Requires() Needs { return a.Needs }
 
 // The events.
 type (

@@ -25,6 +25,7 @@ func (s State) clone() State {
 
 func (s *State) apply(e Event) {
 	s.Version++
+	s.Needs = s.Needs.with(e.Requires())
 	if _, told := NoticeOf(e); told {
 		s.Notices++
 	}

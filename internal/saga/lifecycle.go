@@ -9,6 +9,7 @@ func (d *decision) admit() {
 	}
 	e := *d.in.Start
 	e.At, e.CreatedBy = d.at(), clip(e.CreatedBy, maxMessageBytes)
+	e.Needs = needsOf(&e.Definition, features)
 	if e.Definition.Deadline > 0 {
 		e.DeadlineAt = d.in.Now.Add(e.Definition.Deadline)
 	}
@@ -100,7 +101,7 @@ func (s *State) turnBack(e SagaCompensating) {
 func (d *decision) finish() {
 	switch {
 	case d.state.Phase == Running && d.state.forwardDone():
-		d.record(SagaCompleted{d.at()})
+		d.record(SagaCompleted{At: d.at()})
 	case d.state.Phase == Compensating:
 		d.finishRollback()
 	}
@@ -116,7 +117,7 @@ func (d *decision) finishRollback() {
 		all = all && undone[i]
 	}
 	if all {
-		d.record(SagaCompensated{d.at()})
+		d.record(SagaCompensated{At: d.at()})
 		return
 	}
 	d.park()

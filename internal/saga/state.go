@@ -64,6 +64,8 @@ type State struct {
 	Steps      []StepState `json:"steps,omitempty"`
 	// Notices is how many notices the events had.
 	Notices int64 `json:"notices,omitempty"`
+	// Needs are those of all events.
+	Needs Needs `json:"needs,omitempty"`
 
 	// Definition and Input come from the first event and are not repeated in the stored state.
 	Definition Definition      `json:"-"`

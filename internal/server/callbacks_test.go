@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/eventstore"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
 	"github.com/vextrus/saga-operator/internal/operations"
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -212,6 +213,22 @@ func TestARejectingCallbackRollsItsSagaBack(t *testing.T) {
 	}
 	r.posted("twice", token, `{"outcome":"Rejected","reason":"Full","message":"no truck on that day"}`, http.StatusNoContent, "")
 	r.posted("with another message", token, `{"outcome":"Rejected","reason":"Full"}`, http.StatusConflict, "Used")
+}
+
+// TestACallbackToASagaOfANewerVersionHasToComeAgain: whether that saga waits for it, only the newer version can tell.
+func TestACallbackToASagaOfANewerVersionHasToComeAgain(t *testing.T) {
+	t.Parallel()
+	r := newCallbackRig(t)
+	k, token := r.waiting()
+	row, err := r.store.SagaState(t.Context(), uuid.MustParse(k.UID))
+	r.ok(err)
+	row.State = json.RawMessage(`{"needs": {"Step.when": "2.0.0"}}`)
+	_, err = r.store.Append(t.Context(), eventstore.Append{Stream: engine.StreamOf(k.UID), Expected: row.Version, State: &row, Events: []eventstore.Event{
+		{ID: uuid.Must(uuid.NewV7()), Type: "StepSkipped", SchemaVersion: 1, Data: json.RawMessage(`{"needs": {"Step.when": "2.0.0"}}`)},
+	}})
+	r.ok(err)
+	r.posted("to an operator that is too old", token, booked, http.StatusServiceUnavailable, "Unavailable")
+	r.until("the log says why", func() bool { return strings.Contains(r.log.String(), "Step.when (since release 2.0.0)") })
 }
 
 func TestACallbackThatComesTooLateIsGone(t *testing.T) {

@@ -237,6 +237,7 @@ func TestADecisionSaysWhoMadeItAndIsRefusedInWords(t *testing.T) {
 		"not parked":   {&saga.DecisionError{Message: "the saga is Running"}, http.StatusConflict, "NotParked"},
 		"wrong step":   {&saga.DecisionError{Field: "step", Message: "no step"}, http.StatusUnprocessableEntity, "Invalid"},
 		"not started":  {engine.ErrNotStarted, http.StatusConflict, "NotStarted"},
+		"of a newer":   {fmt.Errorf("deciding: %w", &saga.NewerError{Unknown: "the event"}), http.StatusConflict, "DefinitionUnreadable"},
 		"no database":  {fmt.Errorf("deciding: %w", eventstore.ErrUnavailable), http.StatusServiceUnavailable, "Unavailable"},
 		"a mistake":    {errors.New("secret internals"), http.StatusInternalServerError, "Internal"},
 		"lost in time": {eventstore.ErrWrongVersion, http.StatusInternalServerError, "Internal"},

@@ -54,8 +54,8 @@ func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answe
 	if row.Namespace != namespace {
 		return fmt.Errorf("%w: saga %s is not in namespace %s; a queue that sinks of several namespaces share gives each only some of what arrives, so each needs one of its own", errNoAnswer, answer.UID, namespace)
 	}
-	var state saga.State
-	if err := json.Unmarshal(row.State, &state); err != nil {
+	state, err := saga.UnmarshalState(row.State)
+	if err != nil {
 		return fmt.Errorf("reading the state of saga %s: %w", answer.UID, err)
 	}
 	id, err := saga.ParseEffectID(answer.Step, saga.Direction(answer.Direction))

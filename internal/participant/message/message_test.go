@@ -305,6 +305,25 @@ func TestAnAnswerThatCannotBeKeptComesAgain(t *testing.T) {
 	}
 }
 
+// TestAReplyToASagaOfANewerVersionComesAgain: whether that saga waits for it, only the newer version can tell.
+func TestAReplyToASagaOfANewerVersionComesAgain(t *testing.T) {
+	t.Parallel()
+	a := fixture(t)
+	row, err := a.Store.SagaState(t.Context(), uuid.MustParse(uid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	row.State = json.RawMessage(`{"needs": {"Step.when": "2.0.0"}}`)
+	if _, err := a.Store.Append(t.Context(), eventstore.Append{Stream: "saga-" + uid, Expected: row.Version, State: &row, Events: []eventstore.Event{
+		{ID: uuid.New(), Type: "StepSkipped", SchemaVersion: 1, Data: json.RawMessage(`{}`)},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if err, newer := a.Handle(t.Context(), "shop/events", incoming(nil, `{}`)), new(saga.NewerError); !errors.As(err, &newer) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 // away is a store whose answers cannot be kept at the moment.
 type away struct {
 	eventstore.Store

@@ -14,8 +14,9 @@ import (
 // category is that of the engine's streams, saga-<uid>.
 const category = "saga"
 
+// decode: one saga of a newer version must not keep everybody's history from going on.
 func decode(r eventstore.Recorded) (any, error) {
-	return saga.Unmarshal(r.Type, r.SchemaVersion, r.Data)
+	return saga.UnmarshalToShow(r.Type, r.SchemaVersion, r.Data)
 }
 
 // uidOf is the uid of the saga that a stream is of.

@@ -76,6 +76,23 @@ func TestANULInATextOfAnEventHoldsNobodysHistoryUp(t *testing.T) {
 	}
 }
 
+// TestASagaOfANewerVersionHoldsNobodysHistoryUp has an event with fields and values that this version does not know.
+func TestASagaOfANewerVersionHoldsNobodysHistoryUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	uid, other := uuid.NewString(), uuid.NewString()
+	const at = `"at":"2030-05-06T12:00:00Z","needs":{"Step.when":"2.0.0"}`
+	w.stand(eventstore.Append{Stream: "saga-" + uid, Events: []eventstore.Event{
+		stored("SagaStarted", fmt.Sprintf(`{%s,"uid":%q,"namespace":"shop","name":"order","definition":{"steps":[{"name":"reserve","when":"${false}"}]}}`, at, uid)),
+		stored("AttemptFailed", `{`+at+`,"step":"reserve","item":"3","direction":"action","number":1,"outcome":"Perhaps","next":"Pray"}`),
+	}})
+	w.shows(w.record(other, started(other, "order-2")))
+	want := []string{"1 shop/order SagaStarted", "2 shop/order AttemptFailed reserve[3] action Perhaps"}
+	if diff := cmp.Diff(want, w.history(uid)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestAHistoryGoesOnWhereItsFirstEventWasSkipped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
