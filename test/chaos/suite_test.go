@@ -106,7 +106,13 @@ func newScene(t *testing.T, dsn string) *scene {
 // operator starts the operator and waits until it is ready. It is stopped when the test ends.
 func (s *scene) operator() *operator.Process {
 	s.t.Helper()
-	p, err := workshop.Start(s.t.Context(), operator.Options{Config: api.Config, DatabaseURL: s.dsn, Args: s.args})
+	return s.operatorOf("")
+}
+
+// operatorOf starts a binary of the operator; the one of this source by default.
+func (s *scene) operatorOf(binary string) *operator.Process {
+	s.t.Helper()
+	p, err := workshop.Start(s.t.Context(), operator.Options{Config: api.Config, DatabaseURL: s.dsn, Args: s.args, Binary: binary})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,39 @@ func (w *Workshop) Build(ctx context.Context, pkg, name string) error {
 	return nil
 }
 
+// ErrNoCommit says that the repository does not hold a commit: it is a shallow clone, or no clone at all.
+var ErrNoCommit = errors.New("this copy of the repository does not hold the commit")
+
+// BuildAt builds a program of this repository as it was at a commit. It fails with ErrNoCommit where the commit is not at hand.
+func (w *Workshop) BuildAt(ctx context.Context, commit, pkg, name string) error {
+	root, err := exec.CommandContext(ctx, "git", "rev-parse", "--show-toplevel").Output()
+	if err != nil {
+		return fmt.Errorf("building %s at commit %s: %w: %w", name, commit, ErrNoCommit, err)
+	}
+	repository, source := strings.TrimSpace(string(root)), w.Path("source-of-"+name)
+	if err := os.Mkdir(source, 0o755); err != nil {
+		return fmt.Errorf("building %s at commit %s: %w", name, commit, err)
+	}
+	run := func(dir, program string, args ...string) error {
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s at commit %s: %s: %w\n%s", name, commit, program, err, out)
+		}
+		return nil
+	}
+	if err := run(repository, "git", "cat-file", "-e", commit+"^{commit}"); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoCommit, err)
+	}
+	if err := run(repository, "git", "archive", "--output", source+".tar", commit); err != nil {
+		return err
+	}
+	if err := run(source, "tar", "-xf", source+".tar"); err != nil {
+		return err
+	}
+	return run(source, "go", "build", "-o", w.Path(name), pkg)
+}
+
 // Path is where a file of the workshop is.
 func (w *Workshop) Path(name string) string { return filepath.Join(w.guard.Dir(), name) }
 
@@ -74,6 +108,8 @@ type Options struct {
 	DatabaseURL string
 	// Args are further flags. Loopback participants are allowed and no leader is elected unless they say otherwise.
 	Args []string
+	// Binary is the program of the workshop to run; the operator of this source by default.
+	Binary string
 	// LogFile keeps its log where somebody can read it afterwards; by default it goes with the workshop.
 	LogFile string
 }
@@ -97,7 +133,7 @@ func (w *Workshop) Start(ctx context.Context, o Options) (*Process, error) {
 		return nil, err
 	}
 	args := append([]string{"--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false", "--health-address", health.Address(), "--metrics-address", "0", "--api-bind-address", "0"}, o.Args...)
-	p, err := w.Run(name, Command{Binary: "manager", Args: args, Env: []string{"DATABASE_URL=" + o.DatabaseURL}, LogFile: o.LogFile, Health: "http://" + health.Address() + "/readyz"})
+	p, err := w.Run(name, Command{Binary: cmp.Or(o.Binary, "manager"), Args: args, Env: []string{"DATABASE_URL=" + o.DatabaseURL}, LogFile: o.LogFile, Health: "http://" + health.Address() + "/readyz"})
 	if err != nil {
 		health.Release()
 		return nil, err
