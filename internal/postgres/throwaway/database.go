@@ -101,22 +101,49 @@ func newName() string {
 }
 
 func (s *Server) drop(ctx context.Context, name string) error {
-	if err := unlessInUse(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+	err := whileInUse(func() error {
+		err := execute(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+		if code(err) == insufficientPrivilege {
+			// A worker of autovacuum is in it, which only a superuser may end by
+			// FORCE. Without FORCE the server ends such workers by itself.
+			err = execute(ctx, s.URL(), "DROP DATABASE IF EXISTS "+name)
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	s.made.remove(name)
 	return nil
 }
 
+// SQLSTATEs.
+const (
+	objectInUse           = "55006"
+	insufficientPrivilege = "42501"
+)
+
+// code is the SQLSTATE of an error of the server; empty for others.
+func code(err error) string {
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) {
+		return refused.Code
+	}
+	return ""
+}
+
 // unlessInUse executes a statement that PostgreSQL refuses while a database is
-// in use, and again for a while if that is why it is refused: PostgreSQL gives
-// the sessions that are ending 5 s, and on a busy machine they take longer.
+// in use; see whileInUse.
 func unlessInUse(ctx context.Context, url, statement string) error {
-	const objectInUse = "55006"
+	return whileInUse(func() error { return execute(ctx, url, statement) })
+}
+
+// whileInUse does what PostgreSQL refuses while a database is in use, and again
+// for a while if that is why it is refused: PostgreSQL gives the sessions that
+// are ending 5 s, and on a busy machine they take longer.
+func whileInUse(do func() error) error {
 	for until := time.Now().Add(inUseTimeout); ; {
-		err := execute(ctx, url, statement)
-		var refused *pgconn.PgError
-		if !errors.As(err, &refused) || refused.Code != objectInUse || time.Now().After(until) {
+		if err := do(); code(err) != objectInUse || time.Now().After(until) {
 			return err
 		}
 	}

@@ -50,6 +50,44 @@ func TestADroppedDatabaseIsGoneEvenIfItIsInUse(t *testing.T) {
 	}
 }
 
+// TestADatabaseIsDroppedWhenASuperuserHasLeftIt has a session that the role may
+// not end, as one of autovacuum's workers is.
+func TestADatabaseIsDroppedWhenASuperuserHasLeftIt(t *testing.T) {
+	t.Parallel()
+	s := throwaway.NewServer(t, throwaway.Options{Own: true})
+	url, drop, err := s.NewDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := connect(t, url).Config().Database
+	config, err := pgx.ParseConfig(s.SuperuserURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Database = name
+	session, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	super := connect(t, s.SuperuserURL())
+	dropped := make(chan struct{})
+	go func() { defer close(dropped); drop() }()
+	for count(t, super, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%' AND query NOT LIKE '%FORCE%'") == 0 {
+		select {
+		case <-dropped:
+			t.Fatal("dropping it ended while it was in use")
+		default:
+		}
+	}
+	if err := session.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-dropped
+	if n := count(t, super, "SELECT count(*) FROM pg_database WHERE datname = '"+name+"'"); n != 0 {
+		t.Errorf("database %s is still there", name)
+	}
+}
+
 func TestDatabasesOfAServerOfOnesOwnNeedNoSuperuser(t *testing.T) {
 	t.Parallel()
 	s := throwaway.NewServer(t, throwaway.Options{Own: true})
