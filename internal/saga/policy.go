@@ -3,6 +3,7 @@ package saga
 import (
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -72,17 +73,25 @@ func (f *EffectState) final(o Outcome) bool {
 // may have forgotten its key: it could do the effect twice.
 const ReasonKeyExpired = "KeyExpired"
 
-// expired reports whether an effect is in doubt and its key so old that the participant may have
-// forgotten it. Without a retention keys live for ever.
-func (f *EffectState) expired(now time.Time, retention time.Duration) bool {
-	return retention > 0 && f.InDoubt && !f.KeySince.IsZero() && !now.Before(f.KeySince.Add(retention))
+// keyExpired reports whether the key of an effect is so old that the participant may have forgotten it.
+// Without a retention keys live for ever.
+func (f *EffectState) keyExpired(now time.Time, retention time.Duration) bool {
+	return retention > 0 && !f.KeySince.IsZero() && !now.Before(f.KeySince.Add(retention))
 }
 
-// giveUpKeys ends the effects that would be sent again under a key which is too old: an action is
-// undone, a compensation is parked.
+// giveUpKeys ends the effects that may have happened and would be sent again under a key which is too
+// old, because another attempt is due or because nobody knows what became of the last one: an action
+// is undone, a compensation is parked.
 func (d *decision) giveUpKeys() {
+	if d.state.Suspended {
+		return
+	}
+	lost := func(id EffectID, f *EffectState) bool {
+		return f.Status == InProgress && slices.Contains(d.in.Lost, Attempt{EffectID: id, Number: f.Attempts})
+	}
 	for id, f := range d.state.effects {
-		if !f.due(d.in.Now) || !d.state.Wants(id.Direction) || d.state.Suspended || !f.expired(d.in.Now, d.in.KeyRetention) {
+		again := f.InDoubt && f.due(d.in.Now) || lost(id, f)
+		if !again || !d.state.Wants(id.Direction) || !f.keyExpired(d.in.Now, d.in.KeyRetention) {
 			continue
 		}
 		d.recordFailure(Outcome{

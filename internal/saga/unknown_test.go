@@ -188,6 +188,31 @@ func TestForgottenKeyIsNotSentAgain(t *testing.T) {
 	h.inFlightAre("a/compensation")
 }
 
+// TestForgottenKeyIsNotSentAgainAfterAnOutage has nobody know what became of an attempt, for longer than
+// participants remember keys.
+func TestForgottenKeyIsNotSentAgainAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	day := 24 * time.Hour
+	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
+	h.in.KeyRetention = day
+	h.now = h.now.Add(day - time.Second)
+	if ev := h.loses(h.inFlight("a", Action)); len(ev) != 1 || ev[0].EventType() != "AttemptResent" {
+		t.Fatalf("with a key that is remembered it recorded %v", types(ev))
+	}
+	h.now = h.now.Add(time.Second)
+	h.loses(h.inFlight("a", Action))
+	if f := h.state.Failure; f == nil || f.Reason != ReasonKeyExpired {
+		t.Fatalf("the failure is %+v", f)
+	}
+	h.inFlightAre("a/compensation")
+	h.now = h.now.Add(day)
+	h.loses(h.inFlight("a", Compensation))
+	h.phaseIs(CompensationFailed)
+	if p := h.state.Parked; p.Reason != ReasonKeyExpired {
+		t.Errorf("it is parked with %+v", p)
+	}
+}
+
 // TestOldKeyIsSentAgainWithoutADoubt has every attempt say that nothing has happened.
 func TestOldKeyIsSentAgainWithoutADoubt(t *testing.T) {
 	t.Parallel()

@@ -101,6 +101,14 @@ var scenarios = []scenario{
 				suspend(w, "order", 30*time.Hour, false)
 			}}
 	}},
+	{name: "ForgottenKeyIsNotSentAgainAfterAnOutage", want: phaseIs("order", saga.Compensated), script: func() *Script {
+		// The action has been carried out, and the operator dies before it can record that. Nobody runs it again for longer than keys live.
+		return &Script{Sagas: []*testSaga{one("order", 3)}, Delays: map[string]time.Duration{"n1.1 append order #2": time.Minute},
+			Acts: func(w *World) {
+				w.later(time.Second, nil, "crash", func() { w.kill(w.nodes[0]) })
+				w.later(30*time.Hour, nil, "restart", func() { w.nodes[0] = w.startNode(0, 2) })
+			}}
+	}},
 	{name: "QueuedActionIsNotSentAfterACancel", script: func() *Script {
 		return queuedBehind(func(w *World) { cancel(w, "order", time.Second) })
 	}},
