@@ -126,6 +126,9 @@ type Claim struct {
 	Fence int64
 	// LeaseUntil is when somebody else may take the key over.
 	LeaseUntil time.Time
+	// First says that no request with the key has been begun before, as far as the store remembers, but for those whose key was given
+	// back by Release: nothing has happened under the key yet.
+	First bool
 }
 
 // Begun is what a request turned out to be: the first of its key, with a Claim, or a repetition, with the Response to the first.
@@ -145,6 +148,9 @@ type Store interface {
 	Fail(ctx context.Context, c Claim, r Response) error
 	// Release gives a key back whose request had no effect: the next one is the first. It fails as Complete does.
 	Release(ctx context.Context, c Claim) error
+	// Abandon ends the lease of a request that may have had an effect: the next one takes the key over, and is not the first. It fails
+	// as Complete does.
+	Abandon(ctx context.Context, c Claim) error
 	// Sweep removes up to limit keys that have expired and returns how many. Nothing depends on it but the room they take.
 	Sweep(ctx context.Context, limit int) (int, error)
 }

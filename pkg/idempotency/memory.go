@@ -58,9 +58,10 @@ func (m *Memory) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, err
 		}
 	}
 	m.fences++
+	first := m.keys[key] == nil
 	k := &remembered{of: of, fence: m.fences, leaseUntil: now.Add(m.Lease), expiresAt: now.Add(m.TTL)}
 	m.keys[key] = k
-	return Begun{Claim: &Claim{Key: key, Fence: k.fence, LeaseUntil: k.leaseUntil}}, nil
+	return Begun{Claim: &Claim{Key: key, Fence: k.fence, LeaseUntil: k.leaseUntil, First: first}}, nil
 }
 
 // Complete implements Store.
@@ -98,6 +99,21 @@ func (m *Memory) Release(ctx context.Context, c Claim) error {
 		return fmt.Errorf("giving key %s back: %w", c.Key, err)
 	}
 	delete(m.keys, c.Key)
+	return nil
+}
+
+// Abandon implements Store.
+func (m *Memory) Abandon(ctx context.Context, c Claim) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("abandoning key %s: %w", c.Key, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k, err := m.held(c)
+	if err != nil {
+		return fmt.Errorf("abandoning key %s: %w", c.Key, err)
+	}
+	k.leaseUntil = m.Clock()
 	return nil
 }
 

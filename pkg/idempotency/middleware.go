@@ -55,8 +55,9 @@ const storeTimeout = 5 * time.Second
 // Middleware returns what is put before a handler whose requests are to act once each.
 //
 // The first request with a key goes to the handler; its answer is kept and then sent. A repetition gets the same status, the same body byte for byte, the headers of the options, and
-// Idempotency-Replayed: true. A kept response of 400 and above carries [HeaderOutcome]: it is the no of whoever holds the key, and stays
-// one. No other response does. Where a key is needed and missing, or malformed, the answer is 400; while the first request is being carried out 409 with Retry-After; for another request with the same
+// Idempotency-Replayed: true. A response of 400 and above that is kept carries [HeaderOutcome] if it is the first request's, and no earlier
+// one with the key can have acted: not one that took longer than its lease, that panicked or whose response was not kept. No other response
+// does. Where a key is needed and missing, or malformed, the answer is 400; while the first request is being carried out 409 with Retry-After; for another request with the same
 // key 422; for a body that is too large 413; and 503 where the store cannot be reached. All of these are problem+json.
 //
 // What was begun is finished although the client goes away: the handler's context ends by Timeout only. The answer is collected first and sent at once, so Flush and Hijack are not there for
@@ -177,7 +178,7 @@ func (m *middleware) first(w http.ResponseWriter, r *http.Request, next http.Han
 	done := false
 	defer func() {
 		if !done { // a panic: nobody knows how far it came, and what it left undone is for a repetition
-			m.release(r.Context(), claim)
+			m.abandon(r.Context(), claim)
 		}
 	}()
 	next.ServeHTTP(rec, r)
@@ -186,14 +187,19 @@ func (m *middleware) first(w http.ResponseWriter, r *http.Request, next http.Han
 		rec.status = http.StatusOK
 	}
 	if !m.Keep(rec.status) {
-		m.release(r.Context(), claim)
+		if no(rec.status) {
+			m.release(r.Context(), claim)
+		} else {
+			m.abandon(r.Context(), claim)
+		}
 		rec.send()
 		return
 	}
-	if rec.status >= http.StatusBadRequest && !rec.streaming {
-		rec.header.Set(HeaderOutcome, OutcomeRejected)
-	}
 	answer := m.answer(rec)
+	vouched := claim.First && no(rec.status)
+	if vouched {
+		answer.Header.Set(HeaderOutcome, OutcomeRejected)
+	}
 	err := m.keep(r.Context(), claim, func(ctx context.Context) error {
 		if rec.status >= http.StatusBadRequest {
 			return m.store.Fail(ctx, claim, answer)
@@ -204,7 +210,15 @@ func (m *middleware) first(w http.ResponseWriter, r *http.Request, next http.Han
 		newProblem(m.Busy, "this took longer than its key was held, and another request with the key has taken over; ask again for its answer").retryAfter(time.Second).write(w)
 		return
 	}
+	if vouched && err == nil && !rec.streaming { // what could not be kept may come to something else the next time
+		rec.header.Set(HeaderOutcome, OutcomeRejected)
+	}
 	rec.send()
+}
+
+// no reports whether a handler says by a status that it has not acted. What says nothing of that is no no.
+func no(status int) bool {
+	return status >= http.StatusBadRequest && status < http.StatusInternalServerError && status != http.StatusRequestTimeout
 }
 
 // answer is what a repetition gets. Where the body was too large to be kept it is what the first answer said without it: a success must not become a refusal.
@@ -222,9 +236,6 @@ func (m *middleware) answer(rec *recorder) Response {
 	if rec.streaming {
 		a.Header.Set(HeaderBodyOmitted, "true")
 	}
-	if rec.status >= http.StatusBadRequest {
-		a.Header.Set(HeaderOutcome, OutcomeRejected)
-	}
 	return a
 }
 
@@ -234,6 +245,11 @@ var ofBody = []string{"Content-Encoding", "Content-Language", "Content-Type"}
 // release gives a key back. Where that does not succeed the lease ends by itself.
 func (m *middleware) release(ctx context.Context, claim Claim) {
 	_ = m.keep(ctx, claim, func(ctx context.Context) error { return m.store.Release(ctx, claim) })
+}
+
+// abandon lets the next request with a key take it over at once.
+func (m *middleware) abandon(ctx context.Context, claim Claim) {
+	_ = m.keep(ctx, claim, func(ctx context.Context) error { return m.store.Abandon(ctx, claim) })
 }
 
 // keep writes to the store, although the handler's time may be over, and more than once where it has to.

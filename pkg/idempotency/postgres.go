@@ -67,7 +67,7 @@ const claimSQL = `INSERT INTO idempotency_keys AS k (realm, key, fingerprint, st
 	ON CONFLICT (realm, key) DO UPDATE SET fingerprint = excluded.fingerprint, state = 'started', fence = excluded.fence, lease_until = excluded.lease_until,
 		status = NULL, header = NULL, body = NULL, created_at = excluded.created_at, expires_at = excluded.expires_at
 	WHERE k.expires_at <= ` + nowSQL + ` OR k.state = 'started' AND k.lease_until <= ` + nowSQL + ` AND k.fingerprint = excluded.fingerprint
-	RETURNING fence, lease_until`
+	RETURNING fence, lease_until, xmax = 0` // of a row that is there already, xmax is this transaction
 
 // Begin implements Store.
 func (p *Postgres) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, error) {
@@ -77,7 +77,7 @@ func (p *Postgres) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, e
 	const rounds = 10
 	for range rounds { // a key that is there may be gone before it is looked at
 		c := Claim{Key: key}
-		err := p.db.QueryRow(ctx, claimSQL, p.now(), key.Realm, key.Key, of[:], p.Lease, p.TTL).Scan(&c.Fence, &c.LeaseUntil)
+		err := p.db.QueryRow(ctx, claimSQL, p.now(), key.Realm, key.Key, of[:], p.Lease, p.TTL).Scan(&c.Fence, &c.LeaseUntil, &c.First)
 		if err == nil {
 			return Begun{Claim: &c}, nil
 		}
@@ -170,6 +170,19 @@ func (p *Postgres) Release(ctx context.Context, c Claim) error {
 	}
 	if err != nil {
 		return fmt.Errorf("giving key %s back: %w", c.Key, explain(err))
+	}
+	return nil
+}
+
+// Abandon implements Store.
+func (p *Postgres) Abandon(ctx context.Context, c Claim) error {
+	tag, err := p.db.Exec(ctx, `UPDATE idempotency_keys SET lease_until = `+nowSQL+` WHERE realm = $2 AND key = $3 AND fence = $4 AND state = 'started'`,
+		p.now(), c.Key.Realm, c.Key.Key, c.Fence)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = ErrFenced
+	}
+	if err != nil {
+		return fmt.Errorf("abandoning key %s: %w", c.Key, explain(err))
 	}
 	return nil
 }

@@ -39,6 +39,10 @@ func (s unhurried) Release(ctx context.Context, c idempotency.Claim) error {
 	return s.Store.Release(context.WithoutCancel(ctx), c)
 }
 
+func (s unhurried) Abandon(ctx context.Context, c idempotency.Claim) error {
+	return s.Store.Abandon(context.WithoutCancel(ctx), c)
+}
+
 // unhurriedTx is a transaction whose savepoints are undone however long that takes.
 type unhurriedTx struct{ pgx.Tx }
 

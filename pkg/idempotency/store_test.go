@@ -178,6 +178,35 @@ var behaviours = []behaviour{
 		f.ok(f.Release(f.t.Context(), f.claims(keyOf("1"), "a")))
 		f.claims(keyOf("1"), "b")
 	}},
+	{"the first request with a key knows that it is the first", func(f *fixture) {
+		ctx := f.t.Context()
+		is := func(c idempotency.Claim, first bool) idempotency.Claim {
+			f.t.Helper()
+			if c.First != first {
+				f.t.Errorf("the request with fence %d is the first: %t", c.Fence, c.First)
+			}
+			return c
+		}
+		f.ok(f.Release(ctx, is(f.claims(keyOf("1"), "a"), true))) // which had no effect
+		is(f.claims(keyOf("1"), "b"), true)
+		f.clock.forward(idempotency.DefaultLease)
+		is(f.claims(keyOf("1"), "b"), false)
+	}},
+	{"a key that was abandoned is taken over at once, by the same request, which is not the first", func(f *fixture) {
+		ctx := f.t.Context()
+		first := f.claims(keyOf("1"), "a")
+		f.ok(f.Abandon(ctx, first))
+		f.fails(keyOf("1"), "b", idempotency.ErrMismatch)
+		second := f.claims(keyOf("1"), "a")
+		if second.First || second.Fence <= first.Fence {
+			f.t.Errorf("the claims are %+v and %+v", first, second)
+		}
+		f.fenced(f.Abandon(ctx, first))
+		f.fenced(f.Complete(ctx, first, created))
+		f.ok(f.Complete(ctx, second, created))
+		f.fenced(f.Abandon(ctx, second))
+		f.replays(keyOf("1"), "a", created)
+	}},
 	{"a key whose answer is kept cannot be given back", func(f *fixture) {
 		no := idempotency.Response{Status: 402, Body: []byte("declined")}
 		yes, refused := f.claims(keyOf("1"), "a"), f.claims(keyOf("2"), "a")
@@ -289,7 +318,7 @@ var behaviours = []behaviour{
 			f.t.Error(err)
 		}
 		c := f.claims(keyOf("1"), "a")
-		for _, err := range []error{f.Complete(ctx, c, created), f.Fail(ctx, c, created), f.Release(ctx, c)} {
+		for _, err := range []error{f.Complete(ctx, c, created), f.Fail(ctx, c, created), f.Release(ctx, c), f.Abandon(ctx, c)} {
 			if !errors.Is(err, context.Canceled) {
 				f.t.Error(err)
 			}
