@@ -152,8 +152,10 @@ func advice(p *problem, unstarted bool) string {
 			return ". The saga was not started; delete it and create it again with this mended."
 		}
 		return ". What it did so far stays done until somebody undoes it by hand."
-	case engine.ReasonDefinitionUnreadable, engine.ReasonStreamUnreadable:
+	case engine.ReasonDefinitionUnreadable:
 		return ". Nothing recorded is lost: run the newer version of the operator again, or whichever could read it, and the saga goes on by itself."
+	case engine.ReasonStreamUnreadable:
+		return ". The event is damaged: restore it from a backup of the database, and the saga goes on by itself."
 	}
 	return ""
 }

@@ -245,6 +245,21 @@ func TestAProblemLeavesWhatWasKnownInPlace(t *testing.T) {
 	}
 }
 
+func TestASagaThatCannotBeReadSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	for reason, todo := range map[string]string{
+		engine.ReasonDefinitionUnreadable: "run the newer version of the operator again",
+		engine.ReasonStreamUnreadable:     "restore it from a backup",
+	} {
+		v := viewOf(&saga.State{})
+		v.problem = &problem{reason: reason, message: "version 3 is not readable"}
+		c := condition(statusOf(v).Conditions, v1.ConditionStalled)
+		if !holds(c) || !strings.Contains(c.Message, "version 3 is not readable") || !strings.Contains(c.Message, todo) {
+			t.Errorf("%s: %+v", reason, c)
+		}
+	}
+}
+
 func TestTheConditionCheckerFindsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	good := show(running(step("a", saga.InProgress)))
