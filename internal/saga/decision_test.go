@@ -1,7 +1,9 @@
 package saga
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -31,6 +33,31 @@ func parkedAt(t *testing.T) *history {
 	h.ends("b", Compensation, Retryable)
 	h.phaseIs(CompensationFailed)
 	return h
+}
+
+// TestDecisionsDoNotFillTheRow has a person have a compensation retried again and again: an outcome must
+// always find room.
+func TestDecisionsDoNotFillTheRow(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", undo()), step("b", after("a"))}})
+	h.ends("a", Action, Succeeded)
+	h.ends("b", Action, Rejected)
+	stored := func() int {
+		h.endsBy("a", Compensation, AuthorParticipant)
+		h.phaseIs(CompensationFailed)
+		data, err := json.Marshal(h.state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(data)
+	}
+	first := stored()
+	for n := range 50 {
+		h.decided(Decision{ID: fmt.Sprint(n), Verdict: Retried, By: "ann", Reason: strings.Repeat("x", 1000)})
+		if size := stored(); size > first+200 {
+			t.Fatalf("after %d decisions the state takes %d bytes, and before them it took %d", n+1, size, first)
+		}
+	}
 }
 
 func TestAPersonHasAParkedCompensationTriedAgainWithAllItsAttempts(t *testing.T) {

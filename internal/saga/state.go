@@ -52,8 +52,9 @@ type State struct {
 	// SuspendGeneration is the metadata.generation at which it was last suspended or resumed. What an
 	// older version of the object asks for changes nothing.
 	SuspendGeneration int64 `json:"suspendGeneration,omitempty"`
-	// Decisions are those that people have made about it, the oldest first.
-	Decisions []DecisionMade `json:"decisions,omitempty"`
+	// Decisions are those that people have made about it, the oldest first. There can be any number, so
+	// they are not repeated in the stored state, which has to fit into a row.
+	Decisions []DecisionMade `json:"-"`
 	// Failure is set from SagaCompensating on.
 	Failure *Failure `json:"failure,omitempty"`
 	// Parked is set while the saga waits for a person.
