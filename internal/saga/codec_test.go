@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAnEventThatIsNotUnderstoodIsAnErrorNeverSkipped(t *testing.T) {
@@ -108,6 +109,24 @@ func TestADefinitionNeedsTheFeaturesThatItUsesAndNoOthers(t *testing.T) {
 	all := Needs{"Saga.deadline": "2.0.0", "Step.output": "2.1.0", "Step.when": "3.0.0"}
 	if got := all.missing(features); !maps.Equal(got, Needs{"Step.when": "3.0.0"}) {
 		t.Errorf("%v are missing", got)
+	}
+}
+
+// TestASagaThatUsesAFeatureSaysSoFromItsFirstEventOn is not parallel: it changes the table of features.
+func TestASagaThatUsesAFeatureSaysSoFromItsFirstEventOn(t *testing.T) {
+	before := features
+	defer func() { features = before }()
+	features = []feature{{"Saga.deadline", "2.0.0", func(d *Definition) bool { return d.Deadline > 0 }}}
+	for deadline, want := range map[time.Duration]Needs{0: nil, time.Hour: {"Saga.deadline": "2.0.0"}} {
+		h := begin(t, Definition{Steps: []Step{step("a")}, Deadline: deadline})
+		typ, schema, data, err := Marshal(h.events[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := Unmarshal(typ, schema, data)
+		if err != nil || !maps.Equal(e.Requires(), want) || !maps.Equal(h.state.Needs, want) {
+			t.Errorf("with deadline %s the first event needs %v, the state %v, want %v, %v", deadline, e.Requires(), h.state.Needs, want, err)
+		}
 	}
 }
 

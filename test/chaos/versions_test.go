@@ -139,6 +139,16 @@ func (s *scene) recordNewer(o *v1.Saga) (stream string) {
 	return a.Stream
 }
 
+func (s *scene) forgetStatus(name string) {
+	s.t.Helper()
+	if err := k8s.Status().Patch(s.t.Context(), s.get(name), client.RawPatch(types.MergePatchType, []byte(`{"status": null}`))); err != nil {
+		s.t.Fatal(err)
+	}
+	if c := s.get(name).Status.Conditions; len(c) > 0 {
+		s.t.Fatalf("the status still has %+v", c)
+	}
+}
+
 // TestASagaOfANewerVersionWaitsForIt has both versions meet a saga of one that is newer than either.
 func TestASagaOfANewerVersionWaitsForIt(t *testing.T) {
 	needsBefore(t)
@@ -151,6 +161,7 @@ func TestASagaOfANewerVersionWaitsForIt(t *testing.T) {
 	}
 	stream := s.recordNewer(o)
 	for name, binary := range map[string]string{"this": "", "before": before} {
+		s.forgetStatus("newer") // or it would show what the other version has said
 		op := s.operatorOf(binary)
 		eventually(t, "the saga is stalled, and says which version it takes", func() error {
 			c := meta.FindStatusCondition(s.get("newer").Status.Conditions, v1.ConditionStalled)
