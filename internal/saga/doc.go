@@ -14,6 +14,7 @@
 //   - forward.go, backward.go: which effect is next in each direction
 //   - reply.go: which replies count
 //   - decision.go: a person's verdicts
+//   - codec.go, needs.go: the stored forms, and what their readers have to understand
 //
 // Each of these files also has the fold of the events that its stages record; evolve.go calls it.
 package saga

@@ -37,6 +37,9 @@ func (a *Answers) Handle(ctx context.Context, sink string, in outbox.Incoming) e
 		a.Logger.Warn("a message at a reply address is dropped", "sink", sink, "error", err)
 		return nil
 	}
+	if newer := new(saga.NewerError); errors.As(err, &newer) {
+		a.Logger.Warn("a reply is not taken, and has to come again", "sink", sink, "error", err)
+	}
 	return err
 }
 

@@ -319,8 +319,13 @@ func TestAReplyToASagaOfANewerVersionComesAgain(t *testing.T) {
 	}}); err != nil {
 		t.Fatal(err)
 	}
+	var log strings.Builder
+	a.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	if err, newer := a.Handle(t.Context(), "shop/events", incoming(nil, `{}`)), new(saga.NewerError); !errors.As(err, &newer) {
 		t.Errorf("the error is %v", err)
+	}
+	if !strings.Contains(log.String(), "Step.when (since release 2.0.0)") {
+		t.Errorf("the log does not say why: %s", log.String())
 	}
 }
 
