@@ -86,6 +86,7 @@ func (e Error) Error() string {
 type Template struct {
 	root        node
 	steps       []string
+	input       bool
 	expressions int
 }
 
@@ -94,6 +95,9 @@ func (t *Template) Expressions() int { return t.expressions }
 
 // Steps returns the names of the steps that the template reads, sorted and without repetition.
 func (t *Template) Steps() []string { return slices.Clone(t.steps) }
+
+// ReadsInput reports whether the template reads the input.
+func (t *Template) ReadsInput() bool { return t.input }
 
 // Static reports whether the template holds no expression.
 func (t *Template) Static() bool { return t.expressions == 0 }
@@ -106,7 +110,7 @@ func Compile(value any, vars Vars) (*Template, []Error) {
 	if len(c.errs) > 0 {
 		return nil, c.errs
 	}
-	t := &Template{root: root, expressions: c.expressions, steps: make([]string, 0, len(c.steps))}
+	t := &Template{root: root, input: c.input, expressions: c.expressions, steps: make([]string, 0, len(c.steps))}
 	for name := range c.steps {
 		t.steps = append(t.steps, name)
 	}

@@ -380,3 +380,22 @@ func TestTheCacheIsBounded(t *testing.T) {
 		t.Errorf("%d bytes of source are cached", c.bytes)
 	}
 }
+
+// TestATemplateSaysWhetherItReadsTheInput: the input is decoded only for one that does.
+func TestATemplateSaysWhetherItReadsTheInput(t *testing.T) {
+	t.Parallel()
+	for text, reads := range map[string]bool{
+		"plain": false, "${saga.name}": false, "${steps.a.output.id}": false, "${[1, 2].map(n, n * 2)}": false, "${response.body.input}": false,
+		"${input}": true, "${input.id}": true, `${input["id"]}`: true, "id-${input.id}": true, "${has(input.id)}": true, "${size(input.lines)}": true,
+		"${input.lines.map(l, l.sku)}": true, "${[1].map(n, input.id)}": true, "${[1].filter(n, n == input.n)}": true, "${cel.bind(v, input.id, v + v)}": true,
+		"${steps.a.output[input.key]}": true, "${{input.key: 1}}": true, "${[input.id]}": true, "${input.a ? 1 : 2}": true, "${true || input.a}": true,
+		"${input.lines.all(l, l.n > 0)}": true,
+	} {
+		tmpl, errs := Compile(map[string]any{"x": []any{text}}, WithResponse)
+		if len(errs) > 0 {
+			t.Errorf("%s: %v", text, errs)
+		} else if got := tmpl.ReadsInput(); got != reads {
+			t.Errorf("%s reads the input: %t", text, got)
+		}
+	}
+}

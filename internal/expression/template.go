@@ -40,6 +40,7 @@ type (
 type compiler struct {
 	vars        Vars
 	steps       map[string]bool
+	input       bool
 	expressions int
 	errs        []Error
 }
@@ -114,6 +115,7 @@ func (c *compiler) compileString(s, path string) node {
 		for _, name := range prog.steps {
 			c.steps[name] = true
 		}
+		c.input = c.input || prog.input
 		text.parts = append(text.parts, textPart{prog: prog})
 	}
 	if len(parts) == 1 && len(text.parts) == 1 {

@@ -15,6 +15,8 @@ import (
 type walker struct {
 	source string
 	steps  []string
+	// input is true if the expression reads the input.
+	input bool
 	// appends holds the ids of the additions by which comprehensions gather their results.
 	appends map[int64]bool
 	err     error
@@ -33,7 +35,10 @@ func (w *walker) walk(e ast.Expr) {
 	}
 	switch e.Kind() {
 	case ast.IdentKind:
-		if variable(e) == "steps" {
+		switch variable(e) {
+		case "input":
+			w.input = true
+		case "steps":
 			w.fail(`steps can only be used with the name of a step behind it: steps.NAME.output or steps["NAME"].output`)
 		}
 	case ast.SelectKind:

@@ -166,7 +166,7 @@ func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMess
 	return out, nil
 }
 
-// scope gathers what a template may see. Only the outputs that it reads are decoded.
+// scope gathers what a template may see. Only what it reads is decoded.
 func (p *Plan) scope(s State, t *expression.Template) (expression.Scope, error) {
 	scope := expression.Scope{
 		Saga:  map[string]any{"name": s.Name, "namespace": s.Namespace, "uid": s.UID},
@@ -176,7 +176,7 @@ func (p *Plan) scope(s State, t *expression.Template) (expression.Scope, error) 
 	if t.Static() {
 		return scope, nil
 	}
-	if len(s.Input) > 0 {
+	if len(s.Input) > 0 && t.ReadsInput() {
 		input, err := expression.Decode(s.Input)
 		if err != nil {
 			return scope, fmt.Errorf("decoding the input: %w", err)
