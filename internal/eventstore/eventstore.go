@@ -121,6 +121,8 @@ const (
 type Append struct {
 	// Stream names the stream. What stands before its first "-" is its category: "order" for "order-1042".
 	Stream string
+	// Encoded says that all data, and the state, were made by encoding/json in this process: that they are JSON is not checked again.
+	Encoded bool
 	// Expected is the version that the stream must have, or NoStream, or AnyVersion.
 	Expected int64
 	// Events are appended in order; at least one.

@@ -26,7 +26,7 @@ func (a *Append) Validate() error {
 		return invalid("%d events are more than the limit of %d", len(a.Events), MaxEventsPerAppend)
 	}
 	for i := range a.Events {
-		if err := a.Events[i].check(); err != "" {
+		if err := a.Events[i].check(a.Encoded); err != "" {
 			return invalid("event %d: %s", i+1, err)
 		}
 	}
@@ -34,12 +34,12 @@ func (a *Append) Validate() error {
 		return invalid("%d messages are more than the limit of %d", len(a.Messages), MaxMessagesPerAppend)
 	}
 	for i := range a.Messages {
-		if err := a.Messages[i].check(); err != "" {
+		if err := a.Messages[i].check(a.Encoded); err != "" {
 			return invalid("message %d: %s", i+1, err)
 		}
 	}
 	if s := a.State; s != nil {
-		if err := s.check(); err != "" {
+		if err := s.check(a.Encoded); err != "" {
 			return invalid("the state row: %s", err)
 		}
 	}
@@ -150,7 +150,7 @@ func (s *Snapshot) Validate() error {
 	return nil
 }
 
-func (e *Event) check() string {
+func (e *Event) check(encoded bool) string {
 	switch {
 	case e.ID == uuid.Nil:
 		return "it has no id"
@@ -165,11 +165,11 @@ func (e *Event) check() string {
 	case e.Metadata.size() > MaxMetadataBytes:
 		return fmt.Sprintf("its metadata is %d bytes long, more than the limit of %d", e.Metadata.size(), MaxMetadataBytes)
 	default:
-		return checkJSON(e.Data)
+		return checkData(e.Data, encoded)
 	}
 }
 
-func (m *Message) check() string {
+func (m *Message) check(encoded bool) string {
 	for i, name := range m.names() {
 		if len(name) > MaxNameBytes {
 			return fmt.Sprintf("its %s is %d bytes long, more than the limit of %d", [6]string{"type", "key", "destination", "source", "subject", "namespace"}[i], len(name), MaxNameBytes)
@@ -183,11 +183,11 @@ func (m *Message) check() string {
 	case m.metadataSize() > MaxMetadataBytes:
 		return fmt.Sprintf("its metadata and labels are %d bytes long, more than the limit of %d", m.metadataSize(), MaxMetadataBytes)
 	default:
-		return checkJSON(m.Data)
+		return checkData(m.Data, encoded)
 	}
 }
 
-func (s *SagaState) check() string {
+func (s *SagaState) check(encoded bool) string {
 	if s.UID == uuid.Nil || !text(s.Namespace) || !text(s.Name) || !text(s.Phase) {
 		return "it needs a uid, and text without NUL"
 	}
@@ -196,15 +196,18 @@ func (s *SagaState) check() string {
 			return fmt.Sprintf("its %s is %d bytes long, more than the limit of %d", what, len(name), MaxNameBytes)
 		}
 	}
-	return checkJSON(s.State)
+	return checkData(s.State, encoded)
 }
 
 // checkJSON says what is wrong with data. JSON's own check lets bytes through, inside strings, that are not UTF-8, and PostgreSQL does not.
-func checkJSON(data json.RawMessage) string {
+func checkJSON(data json.RawMessage) string { return checkData(data, false) }
+
+// checkData does the same for data of which encoding/json may have said already that it is JSON.
+func checkData(data json.RawMessage, encoded bool) string {
 	switch {
 	case len(data) > MaxEventBytes:
 		return fmt.Sprintf("its data is %d bytes long, more than the limit of %d", len(data), MaxEventBytes)
-	case !json.Valid(data) || !utf8.Valid(data):
+	case !encoded && !json.Valid(data), !utf8.Valid(data):
 		return "its data is not one JSON value in UTF-8"
 	default:
 		return ""

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/postgres"
@@ -47,27 +47,32 @@ type call struct {
 	appends []*eventstore.Append // sorted by stream, as the function locks them
 	place   []int                // where each stood in what was given
 
-	streams          []string
-	expected         []int64
-	counts           []int32
-	of, nth          []int32
-	ids              []uuid.UUID
-	types            []string
-	schemas          []int32
-	data, metadata   []json.RawMessage
-	sOf              []int32
-	sUIDs            []uuid.UUID
-	sNamespaces      []string
-	sNames, sPhases  []string
-	sFinished        []bool
-	sWakeAt          []*time.Time
-	sStates          []json.RawMessage
-	mOf              []int32
-	mIDs             []uuid.UUID
-	mTypes, mKeys    []string
-	mDestinations    []string
-	mData, mMetadata []json.RawMessage
+	streams         []string
+	expected        []int64
+	counts          []int32
+	of, nth         []int32
+	ids             [][16]byte
+	types           []string
+	schemas         []int32
+	data, metadata  documents
+	sOf             []int32
+	sUIDs           [][16]byte
+	sNamespaces     []string
+	sNames, sPhases []string
+	sFinished       []bool
+	sWakeAt         pgtype.FlatArray[pgtype.Timestamptz]
+	sStates         documents
+	mOf             []int32
+	mIDs            [][16]byte
+	mTypes, mKeys   []string
+	mDestinations   []string
+	mData           documents
+	mMetadata       documents
 }
+
+// documents is an array of JSON. Of this type, and UUIDs as [16]byte, pgx makes an array without
+// reflection and without a detour over text, which otherwise is half of the cost of a call.
+type documents = pgtype.FlatArray[json.RawMessage]
 
 // result is what one append came to.
 type result struct {
@@ -132,12 +137,7 @@ func encodeMetadata(m eventstore.Metadata) (json.RawMessage, error) {
 	return data, nil
 }
 
-func orNull(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
+func orNull(t time.Time) pgtype.Timestamptz { return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()} }
 
 // run does the call and returns the results in the order of what was given. With together, one append that does not succeed is the error of the whole.
 func (c *call) run(ctx context.Context, q Querier, together bool) ([]result, error) {
