@@ -50,7 +50,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 	over := state.Step(a.Step).Effect(a.Direction).SentAt.Add(plan.AttemptTimeout(a))
 	e.pool.submit(r.key.Namespace, func() {
 		defer cancel()
-		defer e.survive(r.key, "carrying out "+a.String())
+		defer e.survive(r.key, "carrying out", a)
 		// What has waited for a place until its time was over is not sent any more: an undo may start now.
 		if !e.accepting() || !e.Clock().Before(over) {
 			if r.withdraw(func(other saga.Attempt) bool { return other == a }) {
@@ -80,9 +80,9 @@ func (e *Engine) takeBack(r *running) {
 }
 
 // survive keeps a panic from ending the process: it ends one round of one saga, which begins again from what is recorded.
-func (e *Engine) survive(key Key, doing string) {
+func (e *Engine) survive(key Key, doing string, what any) {
 	if p := recover(); p != nil {
-		e.Logger.Error("panic while "+doing, "saga", key, "panic", p, "stack", string(debug.Stack()))
+		e.Logger.Error(fmt.Sprintf("panic while %s %v", doing, what), "saga", key, "panic", p, "stack", string(debug.Stack()))
 	}
 }
 

@@ -46,7 +46,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 		if err != nil {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
-		err = e.append(ctx, r, plan, []saga.Event{event})
+		err = e.append(ctx, r, plan, []saga.Event{event}, saga.Evolve(r.state, event))
 		if err == nil {
 			return e.tellOfDecision(ctx, key, uid)
 		}

@@ -196,14 +196,14 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 		Suspend: r.observed.Suspend, Generation: r.observed.Generation, Cancel: r.observed.Cancel, Delete: r.observed.Delete,
 		KeyRetention: e.KeyRetention, Draining: !e.accepting(),
 	}
-	events, recorded := e.decide(r, plan, in, answers)
+	events, next, recorded := e.decide(r, plan, in, answers)
 	if len(events) == 0 && cached && !r.state.Phase.Terminal() {
 		if fresh, err := e.fresh(ctx, r); !fresh {
 			return false, err
 		}
 	}
 	if len(events) > 0 {
-		if err := e.append(ctx, r, plan, events); err != nil {
+		if err := e.append(ctx, r, plan, events, next); err != nil {
 			return false, err
 		}
 	}
@@ -216,18 +216,17 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 	return !slices.ContainsFunc(events, func(ev saga.Event) bool { return ev.EventType() == saga.AttemptAccepted{}.EventType() }), nil
 }
 
-// decide returns what is decided, and how many of the waiting outcomes that takes in. Attempts that
+// decide returns what is decided, what it leads to, and how many of the waiting outcomes that takes in. Attempts that
 // wait for a place are taken back before a rollback or a suspension is recorded, so that it is recorded
 // with it that they were not sent.
-func (e *Engine) decide(r *running, plan *saga.Plan, in saga.Input, answers []saga.Outcome) ([]saga.Event, int) {
+func (e *Engine) decide(r *running, plan *saga.Plan, in saga.Input, answers []saga.Outcome) ([]saga.Event, saga.State, int) {
 	for {
 		outcomes := fitting(r.waiting())
 		in.Lost, in.Outcomes = e.lost(r, plan), slices.Concat(outcomes, answers)
-		events := plan.Decide(r.state, in)
-		next := saga.Fold(r.state, events...)
+		events, next := plan.Decide(r.state, in)
 		unwanted := func(a saga.Attempt) bool { return next.Suspended || !next.Wants(a.Direction) }
 		if !r.withdraw(unwanted) {
-			return events, len(outcomes)
+			return events, next, len(outcomes)
 		}
 	}
 }

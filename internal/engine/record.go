@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"github.com/google/uuid"
 
@@ -64,10 +63,9 @@ func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State)
 	return nil
 }
 
-// append commits events together with the state row and the messages they bring, and makes the result the saga's state.
-func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event) error {
-	next := saga.Fold(r.state, events...)
-	a := eventstore.Append{Stream: StreamOf(r.key.UID), Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
+// append commits events together with the state row and the messages they bring, and makes next, which they lead to, the saga's state.
+func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event, next saga.State) error {
+	a := eventstore.Append{Stream: StreamOf(r.key.UID), Encoded: true, Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
 	notices := r.state.Notices
 	for i, ev := range events {
 		id, err := e.NewID()
@@ -113,12 +111,7 @@ func stateRow(s saga.State, plan *saga.Plan) (eventstore.SagaState, error) {
 	if err != nil {
 		return eventstore.SagaState{}, fmt.Errorf("reading the saga's uid: %w", err)
 	}
-	// Outputs stay in their events: 200 steps with the largest ones would not fit into a row, and an outcome must always find room.
-	s.Steps = slices.Clone(s.Steps)
-	for i := range s.Steps {
-		s.Steps[i].Output = nil
-	}
-	data, err := json.Marshal(s)
+	data, err := json.Marshal(s.ForRow())
 	if err != nil {
 		return eventstore.SagaState{}, fmt.Errorf("encoding the saga's state: %w", err)
 	}

@@ -63,7 +63,7 @@ func (e *Engine) advanced(ctx context.Context) error {
 
 // recordLast records the outcomes that arrived while nobody advanced the saga any more. Failing is no loss: the attempt is sent again.
 func (e *Engine) recordLast(ctx context.Context, r *running) {
-	defer e.survive(r.key, "recording the last outcomes of a saga")
+	defer e.survive(r.key, "recording", "the last outcomes of a saga")
 	r.enter()
 	defer r.leave()
 	if len(r.waiting()) == 0 {

@@ -2,8 +2,9 @@ package engine
 
 import (
 	"encoding/hex"
-	"fmt"
 	"hash/fnv"
+	"io"
+	"strconv"
 	"strings"
 
 	"github.com/vextrus/saga-operator/internal/saga"
@@ -21,7 +22,7 @@ func traceParent(s saga.State, a saga.Attempt) string {
 		return ""
 	}
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%s/%d", a.Key(s.UID), a.Number)
+	_, _ = io.WriteString(h, a.Key(s.UID)+"/"+strconv.Itoa(a.Number)) // a hash never fails
 	parent.Span = hex.EncodeToString(h.Sum(nil))
 	return parent.String()
 }

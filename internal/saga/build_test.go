@@ -82,11 +82,11 @@ func (h *history) decide(outcomes ...Outcome) []Event {
 	h.t.Helper()
 	in := h.in
 	in.Now, in.Random, in.Outcomes = h.now, 7, outcomes
-	events := h.plan.Decide(h.state, in)
+	events, _ := h.plan.Decide(h.state, in)
 	h.state = Fold(h.state, events...)
 	h.events = append(h.events, events...)
 	in.Outcomes, in.Lost = nil, nil
-	if again := h.plan.Decide(h.state, in); len(again) > 0 {
+	if again, _ := h.plan.Decide(h.state, in); len(again) > 0 {
 		h.t.Fatalf("deciding again with nothing new decided %v", types(again))
 	}
 	return events

@@ -35,19 +35,19 @@ type Input struct {
 	Outcomes []Outcome
 }
 
-// Decide returns the events that are to be appended next; none when there is nothing to do. It is pure, and it is complete: deciding
-// again on the result, with the same Now, nothing lost and no new outcome, returns nothing.
-func (p *Plan) Decide(s State, in Input) []Event {
+// Decide returns the events that are to be appended next, and the state that they lead to; none when there is nothing to do. It is pure,
+// and it is complete: deciding again on the result, with the same Now, nothing lost and no new outcome, returns nothing.
+func (p *Plan) Decide(s State, in Input) ([]Event, State) {
 	d := &decision{plan: p, state: s.clone(), in: in}
 	if !in.Draining {
 		d.admit()
 	}
 	if !d.open() {
-		return d.events
+		return d.events, d.state
 	}
 	d.recordOutcomes()
 	if in.Draining {
-		return d.events
+		return d.events, d.state
 	}
 	d.giveUpReplies()
 	d.suspendOrResume()
@@ -57,7 +57,7 @@ func (p *Plan) Decide(s State, in Input) []Event {
 	d.startActions()
 	d.startCompensations()
 	d.finish()
-	return d.events
+	return d.events, d.state
 }
 
 // decision is a decision under way: the events so far, and the state as it is after them.

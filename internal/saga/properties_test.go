@@ -1,7 +1,9 @@
 package saga
 
 import (
+	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -103,16 +105,38 @@ func (s *simulation) person() {
 	s.decide()
 }
 
+// checkRow checks that the saga's row tells whoever takes replies the same as the state, also when it is read.
+func (s *simulation) checkRow(state State) {
+	data, err := json.Marshal(state.ForRow())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	row, err := UnmarshalState(data)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for id := range state.effects {
+		round, expected := state.Expects(id)
+		if r, e := row.Expects(id); r != round || e != expected {
+			s.t.Fatalf("of %s the row says round %d, %t and the state round %d, %t", id, r, e, round, expected)
+		}
+	}
+}
+
 func (s *simulation) decide(outcomes ...Outcome) {
 	s.in.Outcomes, s.in.Lost, s.in.Random = outcomes, s.lost, rapid.Uint64().Draw(s.t, "random")
-	events := s.plan.Decide(s.state, s.in)
+	events, next := s.plan.Decide(s.state, s.in)
+	if folded := Fold(s.state, events...); !reflect.DeepEqual(folded, next) {
+		s.t.Fatalf("the state that %v lead to is not their fold:\n%+v\n%+v", types(events), next, folded)
+	}
+	s.checkRow(next)
 	s.in.Outcomes, s.in.Lost = nil, nil
 	s.state = Fold(s.state, events...)
 	s.events = append(s.events, events...)
 	if !s.state.Suspended { // the process has sent them again
 		s.lost = nil
 	}
-	if again := s.plan.Decide(s.state, s.in); len(again) > 0 {
+	if again, _ := s.plan.Decide(s.state, s.in); len(again) > 0 {
 		s.t.Fatalf("deciding again with nothing new decided %v", types(again))
 	}
 }

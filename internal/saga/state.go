@@ -78,6 +78,26 @@ type State struct {
 	Labels map[string]string `json:"-"`
 }
 
+// ForRow returns what the saga's row keeps of the state: what whoever takes replies has to know. The rest can be had from the stream.
+func (s State) ForRow() State {
+	row := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name, Phase: s.Phase, Needs: s.Needs}
+	for i := range s.Steps {
+		step := &s.Steps[i]
+		if do, undo := step.Do.forRow(), step.Compensation.forRow(); do != undo || do != (EffectState{}) {
+			row.Steps = append(row.Steps, StepState{Name: step.Name, Do: do, Compensation: undo})
+		}
+	}
+	return row
+}
+
+// forRow is empty for an effect to which no reply can come and that nobody has had retried.
+func (f *EffectState) forRow() EffectState {
+	if f.Settled() && f.Before == 0 {
+		return EffectState{}
+	}
+	return EffectState{Status: f.Status, Attempts: f.Attempts, Before: f.Before}
+}
+
 // Effect returns the state of an effect as it is; see effect.
 func (s *State) Effect(id EffectID) EffectState { return *s.effect(id) }
 
