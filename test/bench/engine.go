@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -23,12 +24,17 @@ import (
 	"github.com/vextrus/saga-operator/internal/testenv/driver"
 )
 
-// participants is a real HTTP server that says yes to everything: what is measured is the operator, not a service.
+// participants is a real HTTP server that says yes to almost everything: what is measured is the operator, not a service.
 type participants struct {
 	server *http.Server
 	url    string
 	calls  atomic.Int64
+	// seen is called for each request, before its response.
+	seen func(*http.Request)
 }
+
+// refused begins the paths of requests that are refused for good.
+const refused = "/refused"
 
 func startParticipants() (*participants, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -39,7 +45,14 @@ func startParticipants() (*participants, error) {
 	p.server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		p.calls.Add(1)
+		if p.seen != nil {
+			p.seen(r)
+		}
 		w.Header().Set("Content-Type", "application/json")
+		if strings.HasPrefix(r.URL.Path, refused) {
+			w.Header().Set("Saga-Outcome", "Rejected")
+			w.WriteHeader(http.StatusConflict)
+		}
 		_, _ = io.WriteString(w, `{"id":"r-1042"}`)
 	})}
 	go func() { _ = p.server.Serve(l) }()
@@ -118,40 +131,54 @@ func measureEngine(ctx context.Context, s settings) (rows []Row, err error) {
 }
 
 func driveSagas(ctx context.Context, s settings, store eventstore.Store, url string) (float64, error) {
+	began := time.Now()
+	err := drive(ctx, fleet{s: s, store: store, def: threeSteps(url), end: saga.Completed})
+	return float64(s.sagas) / time.Since(began).Seconds(), err
+}
+
+// fleet are sagas that are driven together.
+type fleet struct {
+	s     settings
+	store eventstore.Store
+	def   *saga.Definition
+	// end is the phase that all of them have to end in.
+	end saga.Phase
+}
+
+// drive drives sagas without objects, and returns when all have ended.
+func drive(ctx context.Context, f fleet) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	obs := engine.Observation{Definition: threeSteps(url), Input: json.RawMessage(sagaInput)}
-	var completed, wrong atomic.Int64
-	runner := &driver.Runner{Workers: s.clients, Observe: func(engine.Key) engine.Observation { return obs }}
+	obs := engine.Observation{Definition: f.def, Input: json.RawMessage(sagaInput)}
+	var ended, wrong atomic.Int64
+	runner := &driver.Runner{Workers: f.s.clients, Observe: func(engine.Key) engine.Observation { return obs }}
 	runner.Finished = func(_ engine.Key, r engine.Result) {
-		if r.State.Phase != saga.Completed {
+		if r.State.Phase != f.end {
 			wrong.Add(1)
 		}
-		if completed.Add(1) == int64(s.sagas) {
+		if ended.Add(1) == int64(f.s.sagas) {
 			cancel()
 		}
 	}
 	http, err := caller()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer http.Close()
-	e, err := engine.New(engine.Options{Store: store, Notify: runner.Enqueue, Workers: 64, Participants: participant.Registry{"http": http}})
+	e, err := engine.New(engine.Options{Store: f.store, Notify: runner.Enqueue, Workers: 64, Participants: participant.Registry{"http": http}})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	runner.Engine = e
-	for range s.sagas {
+	for range f.s.sagas {
 		runner.Enqueue(engine.Key{Namespace: "bench", Name: "saga", UID: uuid.Must(uuid.NewV7()).String()})
 	}
-	began := time.Now()
 	if err := runner.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		return 0, err
+		return err
 	}
-	took := time.Since(began)
 	_ = e.Shutdown(ctx)
-	if n := completed.Load(); n < int64(s.sagas) || wrong.Load() > 0 {
-		return 0, fmt.Errorf("%d of %d sagas ended, %d of them not completed", n, s.sagas, wrong.Load())
+	if n := ended.Load(); n < int64(f.s.sagas) || wrong.Load() > 0 {
+		return fmt.Errorf("%d of %d sagas ended, %d of them not %s", n, f.s.sagas, wrong.Load(), f.end)
 	}
-	return float64(s.sagas) / took.Seconds(), nil
+	return nil
 }

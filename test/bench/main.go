@@ -62,7 +62,7 @@ func main() {
 	var s settings
 	out := flag.String("out", "build/bench.json", "where to write the rows")
 	docs := flag.String("docs", "", "a Markdown file whose table between the bench markers is written anew")
-	only := flag.String("only", "", "a regular expression over the names of groups: store, following, relay, engine, objects, memory, commands, history, idempotency")
+	only := flag.String("only", "", "a regular expression over the names of groups: store, following, relay, engine, processor, recovery, decide, objects, memory, commands, history, idempotency")
 	flag.DurationVar(&s.seconds, "duration", 5*time.Second, "how long each measurement by time takes")
 	flag.IntVar(&s.clients, "clients", 32, "how many clients there are")
 	flag.IntVar(&s.gatherers, "gatherers", 512, "how many clients append at once where their appends are gathered")
@@ -104,7 +104,7 @@ func run(ctx context.Context, s settings, only string) ([]Row, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading -only: %w", err)
 	}
-	groups := []group{{"store", measureStore}, {"following", measureFollowing}, {"relay", measureRelay}, {"engine", measureEngine}, {"objects", measureObjects}, {"memory", measureMemory}, {"commands", measureCommands}, {"history", measureHistory}, {"idempotency", measureIdempotency}}
+	groups := []group{{"store", measureStore}, {"following", measureFollowing}, {"relay", measureRelay}, {"engine", measureEngine}, {"processor", measureProcessor}, {"recovery", measureRecovery}, {"decide", measureDecide}, {"objects", measureObjects}, {"memory", measureMemory}, {"commands", measureCommands}, {"history", measureHistory}, {"idempotency", measureIdempotency}}
 	var rows []Row
 	for _, g := range groups {
 		if !match.MatchString(g.name) {
