@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -46,33 +46,75 @@ type Querier interface {
 type call struct {
 	appends []*eventstore.Append // sorted by stream, as the function locks them
 	place   []int                // where each stood in what was given
-
-	streams         []string
-	expected        []int64
-	counts          []int32
-	of, nth         []int32
-	ids             [][16]byte
-	types           []string
-	schemas         []int32
-	data, metadata  documents
-	sOf             []int32
-	sUIDs           [][16]byte
-	sNamespaces     []string
-	sNames, sPhases []string
-	sFinished       []bool
-	sWakeAt         pgtype.FlatArray[pgtype.Timestamptz]
-	sStates         documents
-	mOf             []int32
-	mIDs            [][16]byte
-	mTypes, mKeys   []string
-	mDestinations   []string
-	mData           documents
-	mMetadata       documents
+	columns *[lastColumn]column
 }
 
-// documents is an array of JSON. Of this type, and UUIDs as [16]byte, pgx makes an array without
-// reflection and without a detour over text, which otherwise is half of the cost of a call.
-type documents = pgtype.FlatArray[json.RawMessage]
+// The columns of a call, in the order in which append_streams takes them: of its appends, their events, state rows and messages.
+const (
+	aStreams = iota
+	aExpected
+	aCounts
+	eOf
+	eNth
+	eIDs
+	eTypes
+	eSchemas
+	eData
+	eMetadata
+	sOf
+	sUIDs
+	sNamespaces
+	sNames
+	sPhases
+	sFinished
+	sWakeAt
+	sStates
+	mOf
+	mIDs
+	mTypes
+	mKeys
+	mDestinations
+	mData
+	mMetadata
+	lastColumn
+)
+
+// elements are the types of the columns' elements.
+var elements = [lastColumn]uint32{
+	pgtype.TextOID, pgtype.Int8OID, pgtype.Int4OID,
+	pgtype.Int4OID, pgtype.Int4OID, pgtype.UUIDOID, pgtype.TextOID, pgtype.Int4OID, pgtype.JSONOID, pgtype.JSONOID,
+	pgtype.Int4OID, pgtype.UUIDOID, pgtype.TextOID, pgtype.TextOID, pgtype.TextOID, pgtype.BoolOID, pgtype.TimestamptzOID, pgtype.JSONOID,
+	pgtype.Int4OID, pgtype.UUIDOID, pgtype.TextOID, pgtype.TextOID, pgtype.TextOID, pgtype.JSONOID, pgtype.JSONOID,
+}
+
+// written keeps the memory of columns between calls.
+var written = sync.Pool{New: func() any { return new([lastColumn]column) }}
+
+// maxWritten bounds what a call leaves to the next one, in bytes. Few are larger, and they are rare.
+const maxWritten = 2 << 20
+
+// close gives the memory of the columns back. The call has to be over.
+func (c *call) close() {
+	kept := 0
+	for i := range c.columns {
+		kept += cap(c.columns[i].data)
+	}
+	if kept <= maxWritten {
+		written.Put(c.columns)
+	}
+	c.columns = nil
+}
+
+// arguments returns the first n columns, as arguments of a statement.
+func (c *call) arguments(together bool, n int) []any {
+	args, bytes := make([]any, 2, 2+n), 0
+	for i := range n {
+		args = append(args, &c.columns[i])
+		bytes += len(c.columns[i].data)
+	}
+	args[0], args[1] = columns{}, prelude{value: together, bytes: bytes}
+	return args
+}
 
 // result is what one append came to.
 type result struct {
@@ -80,16 +122,22 @@ type result struct {
 	err  error
 }
 
-// newCall lays appends out. Events get their positions in the order in which they are given here.
+// newCall lays appends out. Events get their positions in the order in which they are given here. The caller closes it.
 func newCall(appends ...*eventstore.Append) (*call, error) {
-	c := &call{appends: slices.Clone(appends), place: make([]int, len(appends))}
+	c := &call{appends: slices.Clone(appends), place: make([]int, len(appends)), columns: written.Get().(*[lastColumn]column)}
+	for i := range c.columns {
+		c.columns[i].begin(elements[i])
+	}
 	slices.SortFunc(c.appends, func(a, b *eventstore.Append) int { return strings.Compare(a.Stream, b.Stream) })
 	for i, a := range c.appends {
-		c.streams, c.expected, c.counts = append(c.streams, a.Stream), append(c.expected, a.Expected), append(c.counts, int32(len(a.Events)))
+		c.columns[aStreams].text(a.Stream)
+		c.columns[aExpected].bigint(a.Expected)
+		c.columns[aCounts].integer(len(a.Events))
 		c.place[i] = slices.Index(appends, a)
 	}
 	for _, a := range appends {
-		if err := c.add(a, int32(slices.Index(c.appends, a))+1); err != nil {
+		if err := c.add(a, slices.Index(c.appends, a)+1); err != nil {
+			c.close()
 			return nil, fmt.Errorf("appending to stream %s: %w", a.Stream, err)
 		}
 	}
@@ -97,20 +145,34 @@ func newCall(appends ...*eventstore.Append) (*call, error) {
 }
 
 // add lays out what one append brings; of is its number in the call.
-func (c *call) add(a *eventstore.Append, of int32) error {
+func (c *call) add(a *eventstore.Append, of int) error {
+	to := c.columns
+	var meta json.RawMessage
 	for i := range a.Events {
 		e := &a.Events[i]
-		meta, err := encodeMetadata(e.Metadata)
-		if err != nil {
-			return err
+		if i == 0 || e.Metadata != a.Events[i-1].Metadata {
+			var err error
+			if meta, err = encodeMetadata(e.Metadata); err != nil {
+				return err
+			}
 		}
-		c.of, c.nth, c.ids, c.types = append(c.of, of), append(c.nth, int32(i)+1), append(c.ids, e.ID), append(c.types, e.Type)
-		c.schemas, c.data, c.metadata = append(c.schemas, int32(e.SchemaVersion)), append(c.data, e.Data), append(c.metadata, meta)
+		to[eOf].integer(of)
+		to[eNth].integer(i + 1)
+		to[eIDs].raw(e.ID[:])
+		to[eTypes].text(e.Type)
+		to[eSchemas].integer(e.SchemaVersion)
+		to[eData].raw(e.Data)
+		to[eMetadata].raw(meta)
 	}
 	if s := a.State; s != nil {
-		c.sOf, c.sUIDs, c.sNamespaces, c.sNames = append(c.sOf, of), append(c.sUIDs, s.UID), append(c.sNamespaces, s.Namespace), append(c.sNames, s.Name)
-		c.sPhases, c.sFinished = append(c.sPhases, s.Phase), append(c.sFinished, s.Finished)
-		c.sWakeAt, c.sStates = append(c.sWakeAt, orNull(s.WakeAt)), append(c.sStates, s.State)
+		to[sOf].integer(of)
+		to[sUIDs].raw(s.UID[:])
+		to[sNamespaces].text(s.Namespace)
+		to[sNames].text(s.Name)
+		to[sPhases].text(s.Phase)
+		to[sFinished].boolean(s.Finished)
+		to[sWakeAt].timestamp(s.WakeAt)
+		to[sStates].raw(s.State)
 	}
 	for i := range a.Messages {
 		m := &a.Messages[i]
@@ -118,11 +180,19 @@ func (c *call) add(a *eventstore.Append, of int32) error {
 		if err != nil {
 			return err
 		}
-		c.mOf, c.mIDs, c.mTypes, c.mKeys = append(c.mOf, of), append(c.mIDs, m.ID), append(c.mTypes, m.Type), append(c.mKeys, m.Key)
-		c.mDestinations, c.mData, c.mMetadata = append(c.mDestinations, m.Destination), append(c.mData, m.Data), append(c.mMetadata, meta)
+		to[mOf].integer(of)
+		to[mIDs].raw(m.ID[:])
+		to[mTypes].text(m.Type)
+		to[mKeys].text(m.Key)
+		to[mDestinations].text(m.Destination)
+		to[mData].raw(m.Data)
+		to[mMetadata].raw(meta)
 	}
 	return nil
 }
+
+// eventsOnly says whether no append brings a state row or a message.
+func (c *call) eventsOnly() bool { return c.columns[sOf].n+c.columns[mOf].n == 0 }
 
 var noMetadata = json.RawMessage(`{}`)
 
@@ -137,19 +207,17 @@ func encodeMetadata(m eventstore.Metadata) (json.RawMessage, error) {
 	return data, nil
 }
 
-func orNull(t time.Time) pgtype.Timestamptz { return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()} }
-
 // run does the call and returns the results in the order of what was given. With together, one append that does not succeed is the error of the whole.
 func (c *call) run(ctx context.Context, q Querier, together bool) ([]result, error) {
 	var outcomes []int32
 	var versions []int64
 	var token eventstore.Token
 	var txid int64
-	sql, args := eventsOnlySQL, []any{together, c.streams, c.expected, c.counts, c.of, c.nth, c.ids, c.types, c.schemas, c.data, c.metadata}
-	if len(c.sOf)+len(c.mOf) > 0 {
-		sql, args = withTheRestSQL, append(args, c.sOf, c.sUIDs, c.sNamespaces, c.sNames, c.sPhases, c.sFinished, c.sWakeAt, c.sStates,
-			c.mOf, c.mIDs, c.mTypes, c.mKeys, c.mDestinations, c.mData, c.mMetadata)
+	sql, n := withTheRestSQL, int(lastColumn)
+	if c.eventsOnly() {
+		sql, n = eventsOnlySQL, eMetadata+1
 	}
+	args := c.arguments(together, n)
 	err := untilPartitioned(q, func() error { return q.QueryRow(ctx, sql, args...).Scan(&outcomes, &versions, &token.Epoch, &txid) })
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Code == refusedState {
@@ -193,7 +261,7 @@ func untilPartitioned(q Querier, appends func() error) error {
 
 // runAlone does the call of a single append.
 func (c *call) runAlone(ctx context.Context, q Querier) (result, error) {
-	if len(c.sOf)+len(c.mOf) > 0 {
+	if !c.eventsOnly() {
 		results, err := c.run(ctx, q, false)
 		if err != nil {
 			return result{}, err
@@ -203,7 +271,8 @@ func (c *call) runAlone(ctx context.Context, q Querier) (result, error) {
 	var outcome int
 	var version, txid int64
 	var token eventstore.Token
-	err := q.QueryRow(ctx, oneSQL, c.streams[0], c.expected[0], c.ids, c.types, c.schemas, c.data, c.metadata).Scan(&outcome, &version, &token.Epoch, &txid)
+	to := c.columns
+	err := q.QueryRow(ctx, oneSQL, columns{}, c.appends[0].Stream, c.appends[0].Expected, &to[eIDs], &to[eTypes], &to[eSchemas], &to[eData], &to[eMetadata]).Scan(&outcome, &version, &token.Epoch, &txid)
 	if err != nil {
 		return result{}, err
 	}
@@ -240,15 +309,25 @@ func AppendAll(ctx context.Context, q Querier, all []eventstore.Append) ([]event
 	if err != nil {
 		return nil, err
 	}
+	defer c.close()
 	results, err := c.run(ctx, q, true)
 	if err != nil {
-		return nil, appendError(strings.Join(c.streams, ", "), err)
+		return nil, appendError(c.streams(), err)
 	}
 	done := make([]eventstore.Appended, len(results))
 	for i := range results {
 		done[i] = results[i].done
 	}
 	return done, nil
+}
+
+// streams names the streams of a call.
+func (c *call) streams() string {
+	names := make([]string, len(c.appends))
+	for i, a := range c.appends {
+		names[i] = a.Stream
+	}
+	return strings.Join(names, ", ")
 }
 
 func appendError(stream string, err error) error {

@@ -295,6 +295,7 @@ func (g *Gathering) send(ctx context.Context, batch []*pending) ([]result, error
 	if err != nil {
 		return nil, err
 	}
+	defer c.close()
 	return c.run(ctx, g.pool, false)
 }
 

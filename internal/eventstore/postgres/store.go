@@ -63,6 +63,7 @@ func (s *Store) Append(ctx context.Context, a eventstore.Append) (eventstore.App
 	if err != nil {
 		return eventstore.Appended{}, err
 	}
+	defer c.close()
 	r, err := c.runAlone(ctx, s.pool)
 	if err != nil {
 		return eventstore.Appended{}, appendError(a.Stream, err)
