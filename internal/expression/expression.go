@@ -17,14 +17,8 @@
 package expression
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"slices"
 	"sort"
-	"strconv"
 )
 
 // Limits of expressions and of what they make.
@@ -86,7 +80,7 @@ func (e Error) Error() string {
 type Template struct {
 	root        node
 	steps       []string
-	input       bool
+	input, saga bool
 	expressions int
 }
 
@@ -99,6 +93,9 @@ func (t *Template) Steps() []string { return slices.Clone(t.steps) }
 // ReadsInput reports whether the template reads the input.
 func (t *Template) ReadsInput() bool { return t.input }
 
+// ReadsSaga reports whether the template reads the name, namespace or uid of the saga.
+func (t *Template) ReadsSaga() bool { return t.saga }
+
 // Static reports whether the template holds no expression.
 func (t *Template) Static() bool { return t.expressions == 0 }
 
@@ -110,7 +107,7 @@ func Compile(value any, vars Vars) (*Template, []Error) {
 	if len(c.errs) > 0 {
 		return nil, c.errs
 	}
-	t := &Template{root: root, input: c.input, expressions: c.expressions, steps: make([]string, 0, len(c.steps))}
+	t := &Template{root: root, input: c.input, saga: c.saga, expressions: c.expressions, steps: make([]string, 0, len(c.steps))}
 	for name := range c.steps {
 		t.steps = append(t.steps, name)
 	}
@@ -141,80 +138,4 @@ func Literals(s string) []string {
 		}
 	}
 	return literals
-}
-
-// Decode turns one JSON value into JSON-like Go values: integers that fit become int64, other numbers float64. Nesting is limited to
-// MaxDepth. Empty input is null.
-func Decode(raw json.RawMessage) (any, error) {
-	if len(bytes.TrimSpace(raw)) == 0 {
-		return nil, nil
-	}
-	// Measured first, because the decoder builds ten thousand levels before it complains.
-	if err := checkDepth(raw); err != nil {
-		return nil, err
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber()
-	var v any
-	if err := d.Decode(&v); err != nil {
-		return nil, fmt.Errorf("decode JSON: %w", err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("decode JSON: more follows after the value")
-	}
-	return numbers(v)
-}
-
-// checkDepth counts brackets outside of strings.
-func checkDepth(raw []byte) error {
-	depth, quoted := 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			if depth++; depth > MaxDepth {
-				return fmt.Errorf("decode JSON: nested deeper than %d levels", MaxDepth)
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return nil
-}
-
-// numbers replaces each json.Number in place.
-func numbers(v any) (any, error) {
-	var err error
-	switch v := v.(type) {
-	case json.Number:
-		return number(v)
-	case []any:
-		for i := range v {
-			if v[i], err = numbers(v[i]); err != nil {
-				return nil, err
-			}
-		}
-	case map[string]any:
-		for k, e := range v {
-			if v[k], err = numbers(e); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return v, nil
-}
-
-func number(n json.Number) (any, error) {
-	if i, err := strconv.ParseInt(string(n), 10, 64); err == nil {
-		return i, nil
-	}
-	f, err := strconv.ParseFloat(string(n), 64)
-	if err != nil {
-		return nil, fmt.Errorf("decode JSON: the number %.40s is out of range", string(n))
-	}
-	return f, nil
 }

@@ -381,6 +381,22 @@ func TestTheCacheIsBounded(t *testing.T) {
 	}
 }
 
+// TestATemplateSaysWhetherItReadsTheSaga: its names are gathered only for one that does.
+func TestATemplateSaysWhetherItReadsTheSaga(t *testing.T) {
+	t.Parallel()
+	for text, reads := range map[string]bool{
+		"plain": false, "${input.saga}": false, "${steps.saga.output.id}": false, "${response.body.saga}": false,
+		"${saga}": true, "${saga.name}": true, `${saga["uid"]}`: true, "id-${saga.uid}": true, "${[1].map(n, saga.name)}": true, "${has(saga.name)}": true, "${true || saga.uid == 'x'}": true,
+	} {
+		tmpl, errs := Compile(map[string]any{"x": []any{text}}, WithResponse)
+		if len(errs) > 0 {
+			t.Errorf("%s: %v", text, errs)
+		} else if got := tmpl.ReadsSaga(); got != reads {
+			t.Errorf("%s reads the saga: %t", text, got)
+		}
+	}
+}
+
 // TestATemplateSaysWhetherItReadsTheInput: the input is decoded only for one that does.
 func TestATemplateSaysWhetherItReadsTheInput(t *testing.T) {
 	t.Parallel()

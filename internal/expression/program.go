@@ -19,7 +19,8 @@ import (
 type program struct {
 	source string
 	steps  []string
-	input  bool
+	// input and saga say whether it reads the variable of that name.
+	input, saga bool
 	// path is set when the expression only follows names, like input.orderId: most do, and need no interpreter.
 	path []string
 	cel  cel.Program
@@ -181,7 +182,7 @@ func compile(source string, vars Vars) (p *program, err error) {
 		return nil, fmt.Errorf("${%s}: %w", clip(source), err)
 	}
 	slices.Sort(w.steps)
-	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, path: follows(checked.NativeRep().Expr()), cel: prog}, nil
+	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga, path: follows(checked.NativeRep().Expr()), cel: prog}, nil
 }
 
 var undeclared = regexp.MustCompile(`undeclared reference to '([^']*)'( \(in container ''\))?`)

@@ -1,7 +1,10 @@
 package expression
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -179,11 +182,19 @@ func FuzzCompile(f *testing.F) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, s := range []string{`{"a":[1,2.5,1e999,"x"]}`, `[[[[`, `"\u0000"`, ``, `1 2`, `-0`, strings.Repeat("[", 40)} {
+	for _, s := range []string{
+		`{"a":[1,2.5,1e999,"x"]}`, `[[[[`, `"\u0000"`, ``, `1 2`, `-0`, `-0.0`, `1E2`, strings.Repeat("[", 40), `{"a":1,"a":{"b":2}}`, "\"\xff\"", `"\ud800"`, `"\ud83d\ude00"`, `{"":null}`,
+		` { "a" : [ true , false ] } `, `[1,]`, `{"a":1,}`, `01`, `nul`, `"` + "\n" + `"`, `9223372036854775808`, `{"` + "\xff" + `":1,"` + "\xfe" + `":2}`, "\ufeff1",
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		v, err := Decode(raw)
+		if same, wrong := decodeByEncodingJSON(raw); (wrong == nil) != (err == nil) && !tooDeep(err) {
+			t.Fatalf("%v, but encoding/json: %v", err, wrong)
+		} else if err == nil && !cmp.Equal(v, same) {
+			t.Fatalf("it is not what encoding/json reads: %s", cmp.Diff(same, v))
+		}
 		if err != nil {
 			return
 		}
@@ -204,4 +215,45 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("%v: %s", err, cmp.Diff(w, x))
 		}
 	})
+}
+
+func tooDeep(err error) bool { return err != nil && strings.Contains(err.Error(), "nested deeper") }
+
+// decodeByEncodingJSON is Decode without its limit, by the library that everything else reads JSON with.
+func decodeByEncodingJSON(raw []byte) (v any, err error) {
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return nil, nil
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	if err := d.Decode(&v); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("more follows")
+	}
+	return typed(v)
+}
+
+// typed replaces each json.Number.
+func typed(v any) (any, error) {
+	var err error
+	switch v := v.(type) {
+	case json.Number:
+		return number(string(v))
+	case []any:
+		for i := range v {
+			v[i], err = typed(v[i])
+			if err != nil {
+				return nil, err
+			}
+		}
+	case map[string]any:
+		for k := range v {
+			if v[k], err = typed(v[k]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return v, nil
 }

@@ -40,7 +40,7 @@ type (
 type compiler struct {
 	vars        Vars
 	steps       map[string]bool
-	input       bool
+	input, saga bool
 	expressions int
 	errs        []Error
 }
@@ -60,7 +60,7 @@ func (c *compiler) compile(value any, path string, depth int) node {
 	case int:
 		return staticNode{int64(v)}
 	case json.Number:
-		n, err := number(v)
+		n, err := number(string(v))
 		if err != nil {
 			return c.fail(path, "%v", err)
 		}
@@ -115,7 +115,7 @@ func (c *compiler) compileString(s, path string) node {
 		for _, name := range prog.steps {
 			c.steps[name] = true
 		}
-		c.input = c.input || prog.input
+		c.input, c.saga = c.input || prog.input, c.saga || prog.saga
 		text.parts = append(text.parts, textPart{prog: prog})
 	}
 	if len(parts) == 1 && len(text.parts) == 1 {

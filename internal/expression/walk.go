@@ -15,8 +15,8 @@ import (
 type walker struct {
 	source string
 	steps  []string
-	// input is true if the expression reads the input.
-	input bool
+	// input and saga are true if the expression reads the variable of that name.
+	input, saga bool
 	// appends holds the ids of the additions by which comprehensions gather their results.
 	appends map[int64]bool
 	err     error
@@ -38,6 +38,8 @@ func (w *walker) walk(e ast.Expr) {
 		switch variable(e) {
 		case "input":
 			w.input = true
+		case "saga":
+			w.saga = true
 		case "steps":
 			w.fail(`steps can only be used with the name of a step behind it: steps.NAME.output or steps["NAME"].output`)
 		}
