@@ -271,7 +271,7 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 	return &saga.SagaStarted{
 		TraceParent: parent,
 		UID:         r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
-		Definition: *r.observed.Definition, Input: r.observed.Input,
+		Definition: *r.observed.Definition, Encoded: plan.EncodedDefinition(), Input: r.observed.Input,
 	}, plan, nil
 }
 

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -22,20 +20,16 @@ const (
 // for concurrent use.
 type Plans struct {
 	mu    sync.Mutex
-	plans map[[sha256.Size]byte]*saga.Plan
+	plans map[saga.Fingerprint]*saga.Plan
 	bytes int
 }
 
 // NewPlans returns an empty cache.
-func NewPlans() *Plans { return &Plans{plans: map[[sha256.Size]byte]*saga.Plan{}} }
+func NewPlans() *Plans { return &Plans{plans: map[saga.Fingerprint]*saga.Plan{}} }
 
 // compile makes the plan of a definition that kinds carry out.
 func (c *Plans) compile(def saga.Definition, kinds participant.Registry) (*saga.Plan, error) {
-	data, err := json.Marshal(def)
-	if err != nil {
-		return nil, &DefinitionError{Fields: []saga.FieldError{{Field: "steps", Message: err.Error()}}}
-	}
-	key := sha256.Sum256(data)
+	key := def.Fingerprint()
 	c.mu.Lock()
 	plan := c.plans[key]
 	c.mu.Unlock()
@@ -51,7 +45,7 @@ func (c *Plans) compile(def saga.Definition, kinds participant.Registry) (*saga.
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	size := len(data) + plan.Expressions()*expressionBytes
+	size := 2*len(plan.EncodedDefinition()) + plan.Expressions()*expressionBytes
 	if c.bytes += size; c.bytes > maxPlanBytes {
 		clear(c.plans)
 		c.bytes = size

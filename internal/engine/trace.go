@@ -3,9 +3,9 @@ package engine
 import (
 	"encoding/hex"
 	"hash/fnv"
-	"io"
 	"strconv"
-	"strings"
+
+	"github.com/google/uuid"
 
 	"github.com/vextrus/saga-operator/internal/saga"
 	"github.com/vextrus/saga-operator/internal/tracecontext"
@@ -16,13 +16,15 @@ import (
 func traceParent(s saga.State, a saga.Attempt) string {
 	parent, ok := tracecontext.Parse(s.TraceParent)
 	if !ok {
-		parent.Trace, parent.Flags = strings.ToLower(strings.ReplaceAll(s.UID, "-", "")), "01"
-	}
-	if len(parent.Trace) != 32 {
-		return ""
+		uid, err := uuid.Parse(s.UID)
+		if err != nil {
+			return ""
+		}
+		parent.Trace, parent.Flags = hex.EncodeToString(uid[:]), "01"
 	}
 	h := fnv.New64a()
-	_, _ = io.WriteString(h, a.Key(s.UID)+"/"+strconv.Itoa(a.Number)) // a hash never fails
-	parent.Span = hex.EncodeToString(h.Sum(nil))
+	_, _ = h.Write([]byte(a.Key(s.UID) + "/" + strconv.Itoa(a.Number))) // a hash never fails
+	var span [8]byte
+	parent.Span = hex.EncodeToString(h.Sum(span[:0]))
 	return parent.String()
 }

@@ -43,11 +43,27 @@ func EventTypes() []string { return slices.Sorted(maps.Keys(decoders)) }
 
 // Marshal returns the stored form of an event.
 func Marshal(e Event) (typ string, schemaVersion int, data json.RawMessage, err error) {
-	data, err = json.Marshal(e)
+	if started, ok := e.(SagaStarted); ok && started.Encoded != nil {
+		data, err = marshalStarted(&started)
+	} else {
+		data, err = json.Marshal(e)
+	}
 	if err != nil {
 		return "", 0, nil, fmt.Errorf("encoding a %s event: %w", e.EventType(), err)
 	}
 	return e.EventType(), SchemaVersion, data, nil
+}
+
+// marshalStarted encodes a SagaStarted whose definition has been encoded before. Many sagas have the same, and it is most of the event.
+func marshalStarted(e *SagaStarted) (json.RawMessage, error) {
+	data, err := json.Marshal(struct {
+		*SagaStarted
+		Definition *Definition `json:"definition,omitempty"` // in the place of the one above, and left out
+	}{SagaStarted: e})
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(data[:len(data)-1], []byte(`,"definition":`), e.Encoded, []byte("}")), nil
 }
 
 // Unmarshal reads the stored form of an event for somebody who decides from it. What must be understood

@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,6 +29,10 @@ func Compile(def Definition) (*Plan, []FieldError) {
 	}
 	if len(c.errors) > 0 {
 		return nil, c.errors
+	}
+	var err error
+	if c.plan.encoded, err = json.Marshal(def); err != nil {
+		return nil, []FieldError{{Field: "steps", Message: "they cannot be encoded: " + err.Error()}}
 	}
 	return c.plan, nil
 }

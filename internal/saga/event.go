@@ -113,7 +113,9 @@ type (
 		// Labels are those of the saga's object. Sinks select by them.
 		Labels     map[string]string `json:"labels,omitempty"`
 		Definition Definition        `json:"definition"`
-		Input      json.RawMessage   `json:"input,omitempty"`
+		// Encoded is the stored form of Definition, from a plan that has it; nil where it is still to be encoded.
+		Encoded json.RawMessage `json:"-"`
+		Input   json.RawMessage `json:"input,omitempty"`
 		// DeadlineAt is when the way forward ends; zero when the definition has no deadline.
 		DeadlineAt time.Time `json:"deadlineAt,omitzero"`
 	}

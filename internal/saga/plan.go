@@ -17,6 +17,8 @@ type Plan struct {
 	index map[string]int
 	// order lists the steps so that each one comes after those it depends on.
 	order []int
+	// encoded is the stored form of def.
+	encoded json.RawMessage
 	// expressions is how many there are in all templates.
 	expressions int
 }
@@ -30,6 +32,9 @@ type planStep struct {
 
 // Definition returns what the plan was compiled from.
 func (p *Plan) Definition() Definition { return p.def }
+
+// EncodedDefinition returns the stored form of what the plan was compiled from.
+func (p *Plan) EncodedDefinition() json.RawMessage { return p.encoded }
 
 // Expressions returns how many expressions the plan holds: they are most of its size in memory.
 func (p *Plan) Expressions() int { return p.expressions }
@@ -166,24 +171,27 @@ func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMess
 	return out, nil
 }
 
-// scope gathers what a template may see. Only what it reads is decoded.
+// scope gathers what a template reads.
 func (p *Plan) scope(s State, t *expression.Template) (expression.Scope, error) {
-	scope := expression.Scope{
-		Saga:  map[string]any{"name": s.Name, "namespace": s.Namespace, "uid": s.UID},
-		Steps: map[string]any{},
-		Input: map[string]any{},
+	var scope expression.Scope
+	if t.ReadsSaga() {
+		scope.Saga = map[string]any{"name": s.Name, "namespace": s.Namespace, "uid": s.UID}
 	}
-	if t.Static() {
-		return scope, nil
-	}
-	if len(s.Input) > 0 && t.ReadsInput() {
-		input, err := expression.Decode(s.Input)
-		if err != nil {
-			return scope, fmt.Errorf("decoding the input: %w", err)
+	if t.ReadsInput() {
+		scope.Input = map[string]any{}
+		if len(s.Input) > 0 {
+			input, err := expression.Decode(s.Input)
+			if err != nil {
+				return scope, fmt.Errorf("decoding the input: %w", err)
+			}
+			scope.Input = input
 		}
-		scope.Input = input
 	}
-	for _, name := range t.Steps() {
+	steps := t.Steps()
+	if len(steps) > 0 {
+		scope.Steps = make(map[string]any, len(steps))
+	}
+	for _, name := range steps {
 		step := s.Step(name)
 		if step == nil || len(step.Output) == 0 {
 			scope.Steps[name] = map[string]any{"output": map[string]any{}}

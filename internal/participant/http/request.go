@@ -49,8 +49,7 @@ func (p *Participant) request(call participant.Call) (*nethttp.Request, error) {
 		Method: method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: make(nethttp.Header, 12),
 	}
-	req.Header["Accept"] = []string{"application/json"}
-	req.Header["User-Agent"] = []string{p.userAgent}
+	req.Header["Accept"], req.Header["User-Agent"] = []string{"application/json"}, []string{p.userAgent}
 	if body, ok := call.With["body"]; ok && body != nil {
 		if method == nethttp.MethodGet {
 			return nil, errors.New("body: GET has no body")
@@ -62,11 +61,10 @@ func (p *Participant) request(call participant.Call) (*nethttp.Request, error) {
 	if err := setHeaders(req, call.With["headers"]); err != nil {
 		return nil, err
 	}
-	req.Header["Idempotency-Key"] = []string{call.Key}
-	req.Header["Saga-Id"] = []string{call.Saga.UID}
-	req.Header["Saga-Step"] = []string{call.Attempt.Step}
+	own := [...]string{call.Key, call.Saga.UID, call.Attempt.Step, call.TraceParent}
+	req.Header["Idempotency-Key"], req.Header["Saga-Id"], req.Header["Saga-Step"] = own[0:1:1], own[1:2:2], own[2:3:3]
 	if call.TraceParent != "" {
-		req.Header["Traceparent"] = []string{call.TraceParent}
+		req.Header["Traceparent"] = own[3:4:4]
 	}
 	return req, nil
 }
