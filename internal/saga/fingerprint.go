@@ -7,10 +7,12 @@ import (
 	"slices"
 )
 
-// Fingerprint is the same for two definitions that are the same, and for no others. It costs a tenth of encoding them.
+// Fingerprint is a SHA-256 hash of a definition: equal definitions have the same one, different definitions have different
+// ones. Computing it costs about a tenth of encoding the definition.
 type Fingerprint [sha256.Size]byte
 
-// Fingerprint returns that of a definition. JSON that is spaced differently counts as different.
+// Fingerprint returns the fingerprint of a definition. Settings that differ only in the white space of their JSON have
+// different fingerprints.
 func (d *Definition) Fingerprint() Fingerprint {
 	h := make(hashed, 0, 2<<10)
 	h.number(int64(d.Deadline))
@@ -21,7 +23,8 @@ func (d *Definition) Fingerprint() Fingerprint {
 	return sha256.Sum256(h)
 }
 
-// hashed is what a fingerprint is made of. Every part begins with its length, so that no two definitions make the same.
+// hashed is the input of the hash. Every part begins with its length, so that two different definitions cannot produce the
+// same input.
 type hashed []byte
 
 func (h *hashed) number(n int64) { *h = binary.AppendVarint(*h, n) }

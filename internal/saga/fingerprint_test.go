@@ -91,7 +91,7 @@ func changeEach(t *testing.T, v reflect.Value, path string, changed func(string)
 	}
 }
 
-// What is stored has to be the same whether the definition was encoded before or not.
+// The stored event must not depend on whether the plan had encoded the definition already.
 func TestADefinitionThatWasEncodedBeforeIsStoredTheSame(t *testing.T) {
 	t.Parallel()
 	def := *full()

@@ -105,7 +105,7 @@ func (s *simulation) person() {
 	s.decide()
 }
 
-// checkRow checks that the saga's row tells whoever takes replies the same as the state, also when it is read.
+// checkRow checks that replies are judged by the saga's row as they are by the whole state.
 func (s *simulation) checkRow(state State) {
 	data, err := json.Marshal(state.ForRow())
 	if err != nil {

@@ -78,7 +78,8 @@ type State struct {
 	Labels map[string]string `json:"-"`
 }
 
-// ForRow returns what the saga's row keeps of the state: what whoever takes replies has to know. The rest can be had from the stream.
+// ForRow returns the part of the state that is stored in the saga's row. The code that takes replies reads it there. Everything
+// else is read from the stream.
 func (s State) ForRow() State {
 	row := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name, Phase: s.Phase, Needs: s.Needs}
 	for i := range s.Steps {
@@ -90,7 +91,7 @@ func (s State) ForRow() State {
 	return row
 }
 
-// forRow is empty for an effect to which no reply can come and that nobody has had retried.
+// forRow returns an empty state for an effect that no reply can be for, and that no person has had retried.
 func (f *EffectState) forRow() EffectState {
 	if f.Settled() && f.Before == 0 {
 		return EffectState{}

@@ -33,7 +33,7 @@ type participants struct {
 	seen func(*http.Request)
 }
 
-// refused begins the paths of requests that are refused for good.
+// refused is the prefix of the paths at which every request is rejected.
 const refused = "/refused"
 
 func startParticipants() (*participants, error) {

@@ -94,7 +94,7 @@ func measureCost(ctx context.Context, s settings, pool *pgxpool.Pool, url string
 	}, nil
 }
 
-// callBare makes the calls of so many sagas of three steps without any saga.
+// callBare makes the HTTP calls of s.sagas sagas of three steps, without an engine.
 func callBare(ctx context.Context, s settings, url string) error {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: s.clients}}
 	defer client.CloseIdleConnections()

@@ -38,7 +38,7 @@ func (c *column) encoded() []byte {
 	return c.data
 }
 
-// size begins an element of so many bytes.
+// size begins an element with its size in bytes.
 func (c *column) size(bytes int) {
 	c.n++
 	c.data = binary.BigEndian.AppendUint32(c.data, uint32(bytes))
@@ -94,8 +94,8 @@ type prelude struct {
 // argument of the statement.
 type columns struct{}
 
-// RewriteQuery implements pgx.QueryRewriter: the place where the connection is known whoever it belongs to, a pool or the
-// caller's transaction. It changes nothing of the statement.
+// RewriteQuery implements pgx.QueryRewriter. The driver calls it with the connection, both for a pool and for a transaction
+// of the caller. The statement stays as it is.
 func (columns) RewriteQuery(_ context.Context, conn *pgx.Conn, sql string, args []any) (string, []any, error) {
 	types := conn.TypeMap()
 	if types.PlanEncode(pgtype.TextArrayOID, pgx.BinaryFormatCode, (*column)(nil)) == nil {
