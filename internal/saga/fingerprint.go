@@ -8,7 +8,7 @@ import (
 )
 
 // Fingerprint is a SHA-256 hash of a definition: equal definitions have the same one, different definitions have different
-// ones. Computing it costs about a tenth of encoding the definition.
+// ones. Computing it costs less than a third of encoding the definition.
 type Fingerprint [sha256.Size]byte
 
 // Fingerprint returns the fingerprint of a definition. Settings that differ only in the white space of their JSON have
