@@ -118,13 +118,13 @@ func (h *history) ends(step string, dir Direction, kind OutcomeKind) []Event {
 	switch kind {
 	case Rejected:
 		return h.endsBy(step, dir, AuthorParticipant)
-	case Unknown: // its time is over
+	case Unknown: // its time is over, and a response has come that says nothing
 		if over := h.state.effect(EffectID{Step: step, Direction: dir}).SentAt.Add(h.plan.AttemptTimeout(h.inFlight(step, dir))); over.After(h.now) {
 			h.now = over
 		}
 	default:
 	}
-	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Kind: kind, Reason: "Because", Message: "because " + step})
+	return h.decide(Outcome{Attempt: h.inFlight(step, dir), Kind: kind, Over: kind == Unknown, Reason: "Because", Message: "because " + step})
 }
 
 // endsBy rejects the attempt of an effect that is under way, by the word of an author.

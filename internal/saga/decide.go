@@ -112,13 +112,19 @@ func (d *decision) recordFailure(o Outcome) {
 	})
 }
 
-// quietUntil returns when the call of an action is over whose outcome is unknown; zero if it is over.
-// What was accepted is over, and so is every call whose time has passed.
+// UndoMargin is how long after the end of its action's time an undo waits, where no word has come. A
+// call may reach its participant at the very end of that time, by the clock of the operator that makes
+// it, and another operator may start the undo by its own. One second is twice what databases with
+// the same need allow clocks to differ by.
+const UndoMargin = time.Second
+
+// quietUntil returns until when an undo waits for the call of an action whose outcome is unknown; zero
+// if the call is over. What was accepted is over.
 func (d *decision) quietUntil(o Outcome) time.Time {
 	if o.Kind != Unknown || o.Attempt.Direction != Action || o.Accepted || o.Over || d.state.effect(o.Attempt.EffectID).Status != InProgress {
 		return time.Time{}
 	}
-	if by := d.overBy(o.Attempt.EffectID); by.After(d.in.Now) {
+	if by := d.overBy(o.Attempt.EffectID).Add(UndoMargin); by.After(d.in.Now) {
 		return by
 	}
 	return time.Time{}
@@ -141,7 +147,7 @@ func (d *decision) recordLost() {
 			})
 		case d.state.Suspended: // it is sent again when the saga goes on
 		default:
-			d.record(AttemptResent{At: d.at(), Attempt: a, QuietUntil: d.in.Now.Add(d.plan.AttemptTimeout(a))})
+			d.record(AttemptResent{At: d.at(), Attempt: a, QuietUntil: d.in.Now.Add(d.plan.AttemptTimeout(a) + UndoMargin)})
 		}
 	}
 }

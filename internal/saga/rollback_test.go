@@ -19,8 +19,8 @@ func TestRollbackSendsNoLostActionAgain(t *testing.T) {
 		t.Errorf("the action is %+v", f)
 	}
 	h.inFlightAre("pay/compensation") // and not book, whose call may still be under way
-	if w := h.plan.Wake(h.state); !w.Equal(t0.Add(time.Second)) {
-		t.Errorf("it wants to be woken at %s, want the end of the attempt's time", w)
+	if w := h.plan.Wake(h.state); !w.Equal(t0.Add(time.Second + UndoMargin)) {
+		t.Errorf("it wants to be woken at %s, want the margin after the end of the attempt's time", w)
 	}
 	h.wake()
 	h.inFlightAre("pay/compensation", "book/compensation")
@@ -60,9 +60,25 @@ func TestUndoWaitsForABrokenCall(t *testing.T) {
 	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Unknown, Reason: "ConnectionBroken"})
 	h.phaseIs(Compensating)
 	h.inFlightAre()
-	h.now = t0.Add(time.Second - time.Microsecond)
+	h.now = t0.Add(time.Second + UndoMargin - time.Microsecond)
 	if events := h.decide(); len(events) > 0 {
 		t.Errorf("too early it decided %v", types(events))
+	}
+	h.wake()
+	h.inFlightAre("pay/compensation")
+}
+
+// TestUndoDoesNotFollowAtTheEndOfItsActionsTime has the time of an action end, by the clock of the operator that called: the request may reach its
+// participant at that moment, and by the clock of another operator the time is over sooner.
+func TestUndoDoesNotFollowAtTheEndOfItsActionsTime(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("pay", undo(), attempts(1))}})
+	h.now = t0.Add(time.Second)
+	h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: Unknown, Reason: "Timeout"})
+	h.phaseIs(Compensating)
+	h.inFlightAre()
+	if w := h.plan.Wake(h.state); !w.Equal(t0.Add(time.Second + UndoMargin)) {
+		t.Errorf("it wants to be woken at %s, want the margin after the end of the attempt's time", w)
 	}
 	h.wake()
 	h.inFlightAre("pay/compensation")
@@ -79,8 +95,8 @@ func TestUndoWaitsForTheLastResend(t *testing.T) {
 		h.decide(Outcome{Attempt: h.inFlight("pay", Action), Kind: kind})
 		h.phaseIs(Compensating)
 		h.inFlightAre()
-		if w := h.plan.Wake(h.state); !w.Equal(t0.Add(1900 * time.Millisecond)) {
-			t.Errorf("%s: it wants to be woken at %s, want a second after it was sent again", kind, w)
+		if w := h.plan.Wake(h.state); !w.Equal(t0.Add(1900*time.Millisecond + UndoMargin)) {
+			t.Errorf("%s: it wants to be woken at %s, want the margin after the end of the second call's time", kind, w)
 		}
 		h.wake()
 		h.inFlightAre("pay/compensation")

@@ -61,10 +61,8 @@ func TestAnAttemptThatIsSentAgainMayHaveHappenedTheFirstTime(t *testing.T) {
 		h.inFlightAre("pay/action")
 		h.ends("pay", Action, kind)
 		if undone {
-			if kind == Retryable { // the first call may still be under way
-				h.inFlightAre()
-				h.wake()
-			}
+			h.inFlightAre() // the first call may still be under way
+			h.wake()
 			h.inFlightAre("pay/compensation")
 		} else {
 			h.phaseIs(Compensated) // a definite no under the same key tells of both
@@ -204,6 +202,7 @@ func TestForgottenKeyIsNotSentAgainAfterAnOutage(t *testing.T) {
 	if f := h.state.Failure; f == nil || f.Reason != ReasonKeyExpired {
 		t.Fatalf("the failure is %+v", f)
 	}
+	h.wake()
 	h.inFlightAre("a/compensation")
 	h.now = h.now.Add(day)
 	h.loses(h.inFlight("a", Compensation))
