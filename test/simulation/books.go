@@ -191,7 +191,7 @@ func (b *books) sending(n *node, e *effect) {
 	k, start := b.knowledge(n, e.saga.uid), b.records[e.saga.uid].lastStart[e.key]
 	b.sends = append(b.sends, send{
 		node: n.id, effect: e, step: b.w.step, at: time.Now(), knewRollback: k.rollback, knewSuspended: k.suspended,
-		inTime: time.Since(start) <= e.step.timeout,
+		inTime: n.clock().Sub(start) <= e.step.timeout, // by the clock that it goes by
 	})
 	e.sentOnce = true
 }

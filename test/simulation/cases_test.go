@@ -122,6 +122,8 @@ var scenarios = []scenario{
 		s.Fates["n1.1 http order/pay/action #1"] = late
 		return s
 	}},
+	{name: "UndoWaitsForACallAtTheEndOfItsTime", script: func() *Script { return calledElsewhere(500 * time.Microsecond) }},
+	{name: "UndoWaitsForACallByASlowerClock", script: func() *Script { return calledElsewhere(longestSkew) }},
 	{name: "ActionOfALostAppendIsNotSentDuringRollback", script: func() *Script {
 		return &Script{Sagas: []*testSaga{one("order", 1)}, Fates: map[string]fate{"n1.1 append order #1": failedAfter},
 			Delays: map[string]time.Duration{"n1.1 append order #1": time.Second},
@@ -176,6 +178,19 @@ func crashedAction() *Script {
 		w.later(500*time.Millisecond, nil, "crash", func() { w.kill(w.nodes[0]) })
 		w.later(2*time.Second, nil, "restart", func() { w.nodes[0] = w.startNode(0, 2) })
 	}}
+}
+
+// calledElsewhere has one operator call for as long as an attempt lasts, at the end of which the participant acts, and another one, which has
+// seen a cancel that the first has not, undo the action. The clock of the second is ahead of that of the first by twice the skew.
+func calledElsewhere(skew time.Duration) *Script {
+	s := one("order", 1)
+	s.barrier = false
+	return &Script{Nodes: 2, Sagas: []*testSaga{s}, Skews: []time.Duration{-skew, skew},
+		Fates: map[string]fate{"n1.1 http order/charge/action #1": hungAfter},
+		Delays: map[string]time.Duration{
+			"n1.1 http order/charge/action #1": 2 * time.Second, "n1.1 version order #1": 10 * time.Second,
+			"n2.1 order@1": 100 * time.Millisecond, "n1.1 order@2": time.Hour, "n1.1 order@3": time.Hour, "n1.1 order@4": time.Hour, "n1.1 order@5": time.Hour,
+		}, Acts: func(w *World) { cancel(w, "order", 50*time.Millisecond) }}
 }
 
 // replyOfTheLastRound has a compensation rejected by a reply that the broker delivers once more after a person has had it tried again.

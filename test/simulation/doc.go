@@ -1,6 +1,6 @@
 // Package simulation runs the operator in a world that knows the truth. One process, one seed, virtual time (testing/synctest): two
-// operators, each with the real engine, reconciler, HTTP and message participants and reply handling, share one event store in memory;
-// around them stand a small API server whose caches lag, a broker, users, and participants that keep ledgers.
+// operators whose clocks differ, each with the real engine, reconciler, HTTP and message participants and reply handling, share one event
+// store in memory; around them stand a small API server whose caches lag, a broker, users, and participants that keep ledgers.
 //
 // Every call that leaves an operator (to the store, to the API server, to a participant, to the broker) is parked on one bus. When
 // everything is parked, the driver picks the next thing that happens, and its fate: done, failed before, failed after it was done, hung,

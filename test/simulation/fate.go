@@ -11,6 +11,8 @@ type Script struct {
 	Fates map[string]fate
 	// Delays says how long calls take, by name, and how far caches lag, by the name of the node and of the change.
 	Delays map[string]time.Duration
+	// Skews says how far ahead of the world's time the clocks of the operators are.
+	Skews []time.Duration
 	// Gateway is what gateways answer.
 	Gateway gatewayAnswer
 	// Nodes is how many operators there are, 1 by default; Places how many attempts of each run at once, 64 by default.

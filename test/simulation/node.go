@@ -45,6 +45,7 @@ type node struct {
 	state nodeState
 	dead  bool          // guarded by the bus
 	gone  chan struct{} // closed when it is dead
+	clock func() time.Time
 
 	ctx        context.Context
 	cancel     context.CancelFunc
@@ -79,7 +80,9 @@ func (w *World) startNode(index, life int) *node {
 	n := &node{w: w, index: index, life: life, id: fmt.Sprintf("n%d.%d", index+1, life), draws: map[string]int{}, gone: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	store := &connection{s: w.store, n: n}
-	n.callbacks = &engine.Callbacks{Store: store}
+	skew := w.skew(index)
+	n.clock = func() time.Time { return time.Now().Add(skew) }
+	n.callbacks = &engine.Callbacks{Store: store, Clock: n.clock}
 	log := slog.New(&alarm{n: n})
 	kinds := participant.Registry{
 		participanthttp.Kind: participanthttp.New(participanthttp.Options{Transport: n, Callbacks: n}),
@@ -87,12 +90,12 @@ func (w *World) startNode(index, life int) *node {
 	}
 	n.answers = &message.Answers{Store: store, Logger: slog.New(slog.DiscardHandler)}
 	n.reconciler = &controllers.SagaReconciler{
-		Client: &kube{n: n}, Live: &live{n: n}, Participants: kinds, Logger: log, Random: func() uint64 { return n.draw("reconciler") },
+		Client: &kube{n: n}, Live: &live{n: n}, Participants: kinds, Logger: log, Random: func() uint64 { return n.draw("reconciler") }, Clock: n.clock,
 	}
 	var err error
 	n.engine, err = engine.New(engine.Options{
 		Store: store, Participants: kinds, Notify: n.reconciler.Enqueue, Logger: log, Plans: w.Plans,
-		Random: func() uint64 { return n.draw("engine") }, NewID: n.newID, Workers: w.places(n.id),
+		Random: func() uint64 { return n.draw("engine") }, NewID: n.newID, Workers: w.places(n.id), Clock: n.clock,
 	})
 	if err != nil {
 		panic(err)
@@ -105,6 +108,20 @@ func (w *World) startNode(index, life int) *node {
 	n.recover()
 	w.lookForNews(n)
 	return n
+}
+
+// longestSkew is how far an operator's clock may be off: two of them differ by less than what an undo waits for.
+const longestSkew = 400 * time.Millisecond
+
+// skew is how far the clock of an operator is ahead of the world's time.
+func (w *World) skew(index int) time.Duration {
+	if w.Script != nil {
+		if index < len(w.Script.Skews) {
+			return w.Script.Skews[index]
+		}
+		return 0
+	}
+	return w.between("skew", fmt.Sprintf("n%d", index+1), 0, 2*longestSkew) - longestSkew
 }
 
 // places is how many attempts of a node run at once.
