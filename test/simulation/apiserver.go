@@ -25,8 +25,8 @@ type apiServer struct {
 	objects  map[string]*v1.Saga // by name
 	revision int
 	log      []*change
-	// suspended is the step in which a user suspended a saga, by name.
-	suspended map[string]int
+	// suspended is the generation of the object at which a user suspended a saga, by name.
+	suspended map[string]int64
 }
 
 // change is one version of an object; deleted says that it is the last one.
@@ -38,7 +38,7 @@ type change struct {
 }
 
 func newAPIServer(w *World) *apiServer {
-	return &apiServer{w: w, objects: map[string]*v1.Saga{}, suspended: map[string]int{}}
+	return &apiServer{w: w, objects: map[string]*v1.Saga{}, suspended: map[string]int64{}}
 }
 
 // put stores a new version of an object, or removes it when nothing holds it.
@@ -65,10 +65,10 @@ func (s *apiServer) change(name string, f func(*v1.Saga)) {
 	o = o.DeepCopy()
 	was := o.Spec.Suspend
 	f(o)
-	if o.Spec.Suspend && !was {
-		s.suspended[name] = s.w.step
-	}
 	o.Generation++
+	if o.Spec.Suspend && !was {
+		s.suspended[name] = o.Generation
+	}
 	s.put(o)
 }
 

@@ -45,7 +45,7 @@ type records struct {
 	started      map[string]int       // attempts of an effect, by key
 	lastStart    map[string]time.Time // when an attempt of an effect was last recorded as started or sent again, by key
 	compensating int
-	suspended    int // the step in which SagaSuspended was recorded last
+	suspended    int64 // the generation of the object that SagaSuspended was recorded last for
 	decisions    int
 	// known is what each node has read or written itself.
 	known map[*node]*knowledge
@@ -243,11 +243,12 @@ func (b *books) appended(n *node, a *eventstore.Append) {
 		case saga.SagaCompensating:
 			r.compensating = b.w.step
 		case saga.SagaSuspended:
-			r.suspended = b.w.step
+			r.suspended = e.Generation
 		case saga.SagaResumed:
+			// An operator whose cache lags may still end an earlier suspension, as the user has wanted since.
 			o, set := b.w.api.objects[r.state.Name], b.w.api.suspended[r.state.Name]
-			if o != nil && o.Spec.Suspend && o.DeletionTimestamp.IsZero() && r.suspended > set {
-				b.resumed = append(b.resumed, fmt.Sprintf("%s by %s in step %d, although it is to be suspended since step %d", r.state.Name, n.id, b.w.step, set))
+			if o != nil && o.Spec.Suspend && o.DeletionTimestamp.IsZero() && r.suspended >= set {
+				b.resumed = append(b.resumed, fmt.Sprintf("%s by %s in step %d, although it is to be suspended since generation %d", r.state.Name, n.id, b.w.step, set))
 			}
 		case saga.DecisionMade:
 			r.decisions++
