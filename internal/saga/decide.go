@@ -112,14 +112,14 @@ func (d *decision) recordFailure(o Outcome) {
 	})
 }
 
-// UndoMargin is how long after the end of its action's time an undo waits, where no word has come. A
-// call may reach its participant at the very end of that time, by the clock of the operator that makes
-// it, and another operator may start the undo by its own. One second is twice what databases with
-// the same need allow clocks to differ by.
+// UndoMargin is the time between the end of an attempt's time and the start of its undo, if the
+// outcome of the attempt is unknown. A call can reach its participant at the very end of that time.
+// The end is measured by the clock of the operator that calls, the start by the clock of the operator
+// that undoes. One second is twice the clock offset that CockroachDB tolerates by default.
 const UndoMargin = time.Second
 
-// quietUntil returns until when an undo waits for the call of an action whose outcome is unknown; zero
-// if the call is over. What was accepted is over.
+// quietUntil returns when the undo of an action with an unknown outcome may start. It returns zero if
+// the undo may start now: the participant has responded or accepted, or UndoMargin has passed.
 func (d *decision) quietUntil(o Outcome) time.Time {
 	if o.Kind != Unknown || o.Attempt.Direction != Action || o.Accepted || o.Over || d.state.effect(o.Attempt.EffectID).Status != InProgress {
 		return time.Time{}

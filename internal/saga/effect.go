@@ -111,8 +111,8 @@ type EffectState struct {
 	Unsent int `json:"unsent,omitempty"`
 	// SentAt is when the last attempt was recorded as started, or as sent again.
 	SentAt time.Time `json:"sentAt,omitzero"`
-	// QuietUntil is when every call that was made for the effect has been over for UndoMargin, while
-	// it is in doubt.
+	// QuietUntil is when the undo of an effect in doubt may start: UndoMargin after the end of its
+	// latest call.
 	QuietUntil time.Time `json:"quietUntil,omitzero"`
 	// Refusals counts the responses that rejected a compensation without being the participant's
 	// word. It is retried all the same, but a person may have to look.

@@ -129,8 +129,8 @@ type (
 	AttemptResent struct {
 		At
 		Attempt
-		// QuietUntil is when an undo may start: every call of the attempt, this one included, has been
-		// over for UndoMargin. Another process may report its own call first.
+		// QuietUntil is when an undo may start: UndoMargin after the end of the latest call of the
+		// attempt. Another process may report its own call first.
 		QuietUntil time.Time `json:"quietUntil,omitzero"`
 	}
 	// AttemptSucceeded says that the effect happened.
@@ -157,8 +157,8 @@ type (
 		// Next is what follows; RetryAt is when, if it is another attempt.
 		Next    Next      `json:"next"`
 		RetryAt time.Time `json:"retryAt,omitzero"`
-		// QuietUntil is when a call that may still be under way has been over for UndoMargin. An undo
-		// starts no sooner, or it could overtake its action.
+		// QuietUntil is when an undo may start: UndoMargin after the end of a call that may still be
+		// under way. An earlier undo could overtake its action.
 		QuietUntil time.Time `json:"quietUntil,omitzero"`
 	}
 	// SagaCompensating is the one way into rollback.

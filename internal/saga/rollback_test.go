@@ -68,8 +68,8 @@ func TestUndoWaitsForABrokenCall(t *testing.T) {
 	h.inFlightAre("pay/compensation")
 }
 
-// TestUndoDoesNotFollowAtTheEndOfItsActionsTime has the time of an action end, by the clock of the operator that called: the request may reach its
-// participant at that moment, and by the clock of another operator the time is over sooner.
+// TestUndoDoesNotFollowAtTheEndOfItsActionsTime ends an action by a timeout. The request can still
+// reach its participant at that moment, and another operator's clock can be ahead.
 func TestUndoDoesNotFollowAtTheEndOfItsActionsTime(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("pay", undo(), attempts(1))}})

@@ -25,7 +25,7 @@ type apiServer struct {
 	objects  map[string]*v1.Saga // by name
 	revision int
 	log      []*change
-	// suspended is the generation of the object at which a user suspended a saga, by name.
+	// suspended holds the generation of the object in which a user last suspended a saga, by name.
 	suspended map[string]int64
 }
 

@@ -45,7 +45,7 @@ type records struct {
 	started      map[string]int       // attempts of an effect, by key
 	lastStart    map[string]time.Time // when an attempt of an effect was last recorded as started or sent again, by key
 	compensating int
-	suspended    int64 // the generation of the object that SagaSuspended was recorded last for
+	suspended    int64 // the generation in the latest SagaSuspended
 	decisions    int
 	// known is what each node has read or written itself.
 	known map[*node]*knowledge
@@ -191,7 +191,7 @@ func (b *books) sending(n *node, e *effect) {
 	k, start := b.knowledge(n, e.saga.uid), b.records[e.saga.uid].lastStart[e.key]
 	b.sends = append(b.sends, send{
 		node: n.id, effect: e, step: b.w.step, at: time.Now(), knewRollback: k.rollback, knewSuspended: k.suspended,
-		inTime: n.clock().Sub(start) <= e.step.timeout, // by the clock that it goes by
+		inTime: n.clock().Sub(start) <= e.step.timeout, // by its own clock
 	})
 	e.sentOnce = true
 }
@@ -245,7 +245,7 @@ func (b *books) appended(n *node, a *eventstore.Append) {
 		case saga.SagaSuspended:
 			r.suspended = e.Generation
 		case saga.SagaResumed:
-			// An operator whose cache lags may still end an earlier suspension, as the user has wanted since.
+			// An operator whose cache lags may still end an earlier suspension, which the user has ended.
 			o, set := b.w.api.objects[r.state.Name], b.w.api.suspended[r.state.Name]
 			if o != nil && o.Spec.Suspend && o.DeletionTimestamp.IsZero() && r.suspended >= set {
 				b.resumed = append(b.resumed, fmt.Sprintf("%s by %s in step %d, although it is to be suspended since generation %d", r.state.Name, n.id, b.w.step, set))

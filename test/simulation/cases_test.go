@@ -180,8 +180,9 @@ func crashedAction() *Script {
 	}}
 }
 
-// calledElsewhere has one operator call for as long as an attempt lasts, at the end of which the participant acts, and another one, which has
-// seen a cancel that the first has not, undo the action. The clock of the second is ahead of that of the first by twice the skew.
+// calledElsewhere is a world of two operators. The first calls the participant, which acts at the very
+// end of the attempt's time. The second reads a cancel before the first does, and undoes the action.
+// The second operator's clock is ahead of the first operator's clock by twice the skew.
 func calledElsewhere(skew time.Duration) *Script {
 	s := one("order", 1)
 	s.barrier = false

@@ -11,7 +11,7 @@ type Script struct {
 	Fates map[string]fate
 	// Delays says how long calls take, by name, and how far caches lag, by the name of the node and of the change.
 	Delays map[string]time.Duration
-	// Skews says how far ahead of the world's time the clocks of the operators are.
+	// Skews are the differences between the operators' clocks and the world's time; positive is ahead.
 	Skews []time.Duration
 	// Gateway is what gateways answer.
 	Gateway gatewayAnswer

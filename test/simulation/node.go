@@ -110,10 +110,12 @@ func (w *World) startNode(index, life int) *node {
 	return n
 }
 
-// longestSkew is how far an operator's clock may be off: two of them differ by less than what an undo waits for.
+// longestSkew is the largest difference between an operator's clock and the world's time. Two clocks
+// differ by twice that at most, which is less than saga.UndoMargin.
 const longestSkew = 400 * time.Millisecond
 
-// skew is how far the clock of an operator is ahead of the world's time.
+// skew returns the difference between an operator's clock and the world's time; positive if the clock
+// is ahead.
 func (w *World) skew(index int) time.Duration {
 	if w.Script != nil {
 		if index < len(w.Script.Skews) {
