@@ -133,10 +133,13 @@ func (c *apiClient) decides(participant string) {
 		c.Fatalf("deciding: %d %s", status, answer)
 	}
 	c.ends("order-1044", "Compensated")
-	_, history := c.ask(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
-	if !bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is mended")) {
-		c.Errorf("the history does not say who decided, and why: %s", history)
-	}
+	eventually(c.T, func() error { // the history is a projection, and follows the events
+		_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
+		if err == nil && (!bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is mended"))) {
+			err = fmt.Errorf("the history does not contain the decision and its reason: %s", history)
+		}
+		return err
+	})
 }
 
 // start creates a saga as soon as the operator answers.
