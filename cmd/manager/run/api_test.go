@@ -128,14 +128,14 @@ func (c *apiClient) decides(participant string) {
 	c.start("order-1044", fmt.Sprintf(`{"name":"charge","http":{"method":"POST","url":"%[1]s/charge"},"compensation":{"attemptTimeout":"30m","http":{"method":"POST","url":"%[1]s/refused-once"}}},
 		{"name":"ship","http":{"method":"POST","url":"%[1]s/refused"}}`, participant))
 	c.ends("order-1044", "CompensationFailed")
-	status, answer := c.ask(http.MethodPost, "/v1/namespaces/shop/sagas/order-1044/decide", `{"step":"charge","verdict":"Retry","reason":"payments is mended"}`, "Content-Type", "application/json")
+	status, answer := c.ask(http.MethodPost, "/v1/namespaces/shop/sagas/order-1044/decide", `{"step":"charge","verdict":"Retry","reason":"payments is repaired"}`, "Content-Type", "application/json")
 	if status != http.StatusOK {
 		c.Fatalf("deciding: %d %s", status, answer)
 	}
 	c.ends("order-1044", "Compensated")
 	eventually(c.T, func() error { // the history is a projection, and follows the events
 		_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
-		if err == nil && (!bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is mended"))) {
+		if err == nil && (!bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is repaired"))) {
 			err = fmt.Errorf("the history does not contain the decision and its reason: %s", history)
 		}
 		return err
