@@ -1,21 +1,14 @@
 package server
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"mime"
 	"net"
 	"net/http"
 	"regexp"
 	"strings"
-	"unicode/utf8"
 )
-
-// maxDepth is how deep the JSON of a body may be.
-const maxDepth = 32
 
 // elsewhere finds the places in a request that are not in its body.
 var elsewhere = regexp.MustCompile(`^(path|query|header)\.`)
@@ -65,89 +58,4 @@ func checkMedia(h http.Header) *Problem {
 		return newProblem(http.StatusUnsupportedMediaType, "UnsupportedMediaType", "the body must not be compressed").with("Accept-Encoding", "identity")
 	}
 	return nil
-}
-
-// jsonError is what is wrong with JSON, and where.
-type jsonError struct {
-	path    []string
-	message string
-}
-
-func (e *jsonError) Error() string { return e.message + " at " + e.at() }
-func (e *jsonError) at() string    { return strings.Join(append([]string{"body"}, e.path...), ".") }
-
-// checkJSON refuses what is no single JSON value, what is deeper than maxDepth, and objects in which a key stands twice: whoever looks at such a one sees one value, and whoever acts on it another.
-func checkJSON(data []byte) *jsonError {
-	if len(bytes.TrimSpace(data)) == 0 {
-		return &jsonError{message: "there is none"}
-	}
-	if !utf8.Valid(data) {
-		return &jsonError{message: "it is not UTF-8"}
-	}
-	c := jsonChecker{decoder: json.NewDecoder(bytes.NewReader(data))}
-	c.decoder.UseNumber()
-	if err := c.value(nil, 0); err != nil {
-		return err
-	}
-	if _, err := c.decoder.Token(); !errors.Is(err, io.EOF) {
-		return &jsonError{message: "something follows the JSON value"}
-	}
-	return nil
-}
-
-type jsonChecker struct{ decoder *json.Decoder }
-
-func (c jsonChecker) token(path []string) (json.Token, *jsonError) {
-	t, err := c.decoder.Token()
-	if err != nil {
-		message := "it ends in the middle"
-		if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
-			message = fmt.Sprintf("it is no JSON (byte %d)", syntax.Offset)
-		}
-		return nil, &jsonError{path, message}
-	}
-	return t, nil
-}
-
-func (c jsonChecker) value(path []string, depth int) *jsonError {
-	t, err := c.token(path)
-	if err != nil {
-		return err
-	}
-	open, ok := t.(json.Delim)
-	if !ok {
-		return nil
-	}
-	if depth++; depth > maxDepth {
-		return &jsonError{path[:min(len(path), 4)], fmt.Sprintf("it is deeper than %d levels", maxDepth)}
-	}
-	seen := map[string]bool{}
-	for i := 0; c.decoder.More(); i++ {
-		name := fmt.Sprintf("%d", i)
-		if open == '{' {
-			t, err := c.token(path)
-			if err != nil {
-				return err
-			}
-			name, _ = t.(string)
-			if seen[name] {
-				return &jsonError{append(path, shortened(name)), "the key stands there twice"}
-			}
-			seen[name] = true
-		}
-		if err := c.value(append(path[:len(path):len(path)], shortened(name)), depth); err != nil {
-			return err
-		}
-	}
-	_, err = c.token(path)
-	return err
-}
-
-// shortened is a key as a message has it.
-func shortened(key string) string {
-	const most = 64
-	if len(key) <= most {
-		return key
-	}
-	return strings.ToValidUTF8(key[:most], "") + "…"
 }
