@@ -9,7 +9,6 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -34,8 +33,18 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	if err != nil {
 		return Object{}, err
 	}
-	is, _, _ := unstructured.NestedBool(o.Object, "spec", field)
-	phase := phaseOf(o)
+	want, err := o.wanted()
+	if err != nil {
+		return Object{}, err
+	}
+	phase, err := o.phase()
+	if err != nil {
+		return Object{}, err
+	}
+	is := want.Suspend
+	if field == "cancel" {
+		is = want.Cancel
+	}
 	cancelled := field == "cancel" && is && phase == v1.PhaseCompensated // the wish has come true
 	switch finished := phase == v1.PhaseCompleted || phase == v1.PhaseCompensated; {
 	case finished && !cancelled:
@@ -72,8 +81,8 @@ func ofAnother(err error) bool {
 }
 
 // object reads a saga.
-func (h *handlers) object(ctx context.Context, ref Ref) (*unstructured.Unstructured, error) {
-	o := newObject()
+func (h *handlers) object(ctx context.Context, ref Ref) (*document, error) {
+	o := &document{}
 	err := h.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, o)
 	if apierrors.IsNotFound(err) {
 		return nil, noSaga(ref)
@@ -82,9 +91,4 @@ func (h *handlers) object(ctx context.Context, ref Ref) (*unstructured.Unstructu
 		return nil, fromAPIServer(fmt.Sprintf("reading saga %s", ref), err)
 	}
 	return o, nil
-}
-
-func phaseOf(o *unstructured.Unstructured) v1.SagaPhase {
-	phase, _, _ := unstructured.NestedString(o.Object, "status", "phase")
-	return v1.SagaPhase(phase)
 }

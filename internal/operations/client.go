@@ -10,14 +10,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	v1 "github.com/vextrus/saga-operator/api/v1"
 )
 
 // NewClient returns a client that is fit for Options: without a cache, so that whoever has created a saga finds it, and strict about fields. transport may be nil.
 func NewClient(config *rest.Config, transport *http.Client) (client.Client, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{v1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{addDocuments, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("making the API's client: %w", err)
 		}

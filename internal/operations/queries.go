@@ -6,12 +6,9 @@ import (
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	v1 "github.com/vextrus/saga-operator/api/v1"
 )
 
 func (h *handlers) get(ctx context.Context, q GetSaga) (Object, error) {
@@ -34,8 +31,7 @@ func (h *handlers) list(ctx context.Context, q ListSagas) (List, error) {
 		}
 		options = append(options, client.MatchingLabelsSelector{Selector: selector})
 	}
-	var found unstructured.UnstructuredList
-	found.SetGroupVersionKind(v1.GroupVersion.WithKind("SagaList"))
+	var found documents
 	err := h.Client.List(ctx, &found, options...)
 	switch {
 	case apierrors.IsResourceExpired(err) || apierrors.IsGone(err):

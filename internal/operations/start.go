@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
@@ -55,7 +54,7 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 
 // again answers a request whose saga is there already: by this very request, or by another.
 func (h *handlers) again(ctx context.Context, c StartSaga, doing, name, user, request string) (Object, error) {
-	o := newObject()
+	o := &document{}
 	err := h.Client.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, o)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -92,8 +91,8 @@ func (c StartSaga) fingerprint() string {
 }
 
 // object is the object to be created.
-func (c StartSaga) object(ctx context.Context, user, request string) (*unstructured.Unstructured, error) {
-	o := newObject()
+func (c StartSaga) object(ctx context.Context, user, request string) (*document, error) {
+	o := &document{Spec: c.Spec} // its numbers stay as they are written
 	if err := json.Unmarshal(c.Spec, &map[string]json.RawMessage{}); err != nil {
 		return nil, invalid("spec", "the spec is no JSON object")
 	}
@@ -109,15 +108,6 @@ func (c StartSaga) object(ctx context.Context, user, request string) (*unstructu
 	}
 	maps.Copy(notes, c.Annotations)
 	o.SetAnnotations(notes)
-	// The spec is read by the decoder of the API server itself, so that numbers stay what they would have been without us: encoding/json would make a float64 of each, and round it.
-	o.Object["spec"] = c.Spec
-	data, err := json.Marshal(o.Object)
-	if err != nil {
-		return nil, fmt.Errorf("encoding a saga: %w", err)
-	}
-	if err := o.UnmarshalJSON(data); err != nil {
-		return nil, invalid("spec", "the spec cannot be read: %v", err)
-	}
 	return o, nil
 }
 
@@ -127,20 +117,4 @@ func generated(prefix, request string) string {
 	sum := sha256.Sum256([]byte(request))
 	suffix := strings.ToLower(base32.HexEncoding.EncodeToString(sum[:]))[:digits]
 	return prefix[:min(len(prefix), maxName-digits)] + suffix
-}
-
-func newObject() *unstructured.Unstructured {
-	o := &unstructured.Unstructured{Object: map[string]any{}}
-	o.SetGroupVersionKind(v1.GroupVersion.WithKind("Saga"))
-	return o
-}
-
-// encode is an object as it is answered with.
-func encode(o *unstructured.Unstructured) (Object, error) {
-	o.SetManagedFields(nil)
-	data, err := json.Marshal(o.Object)
-	if err != nil {
-		return Object{}, fmt.Errorf("encoding saga %s/%s: %w", o.GetNamespace(), o.GetName(), err)
-	}
-	return Object{JSON: data}, nil
 }

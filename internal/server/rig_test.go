@@ -24,8 +24,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -69,12 +67,8 @@ type setup func(*operations.Options, *Options)
 func newRig(t testing.TB, how ...setup) *rig {
 	t.Helper()
 	r := &rig{TB: t, decider: &fakeDecider{}, answers: &fakeCallbacks{}, log: &lockedBuffer{}}
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1.AddToScheme} {
-		r.ok(add(scheme))
-	}
 	var err error
-	r.admin, err = client.New(kubernetes(t).Config, client.Options{Scheme: scheme})
+	r.admin, err = typedClient(kubernetes(t).Config)
 	r.ok(err)
 	r.ns = r.namespace()
 	r.database()
@@ -431,6 +425,16 @@ func (c *fakeCallbacks) Answer(_ context.Context, _ string, a engine.CallbackAns
 	return c.fail
 }
 
+// Find knows every token, unless there are none.
+func (c *fakeCallbacks) Find(context.Context, string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(c.fail, engine.ErrNoCallback) {
+		return c.fail
+	}
+	return nil
+}
+
 func (c *fakeCallbacks) failWith(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -473,7 +477,7 @@ func (r *rig) until(what string, so func() bool) {
 // createAs creates a saga directly, with annotations, and returns who is said to have created it.
 func (r *rig) createAs(config *rest.Config, name string, annotations map[string]string) string {
 	r.Helper()
-	kube, err := operations.NewClient(config, nil)
+	kube, err := typedClient(config)
 	r.ok(err)
 	var s v1.Saga
 	r.ok(json.Unmarshal([]byte(manifest(name)), &s))

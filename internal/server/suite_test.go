@@ -14,12 +14,15 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
-	"github.com/vextrus/saga-operator/internal/operations"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/test/cluster"
 )
@@ -75,9 +78,20 @@ func kubernetes(t testing.TB) *cluster.Cluster {
 	return shared.cluster
 }
 
+// typedClient is a client as users have one, strict about fields.
+func typedClient(config *rest.Config) (client.Client, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return client.New(config, client.Options{Scheme: scheme, FieldValidation: metav1.FieldValidationStrict})
+}
+
 // awaitPolicies waits until the admission policies know what a saga is, which is a moment after the API server does.
 func awaitPolicies(ctx context.Context, c *cluster.Cluster) error {
-	kube, err := operations.NewClient(c.Config, nil)
+	kube, err := typedClient(c.Config)
 	if err != nil {
 		return err
 	}
