@@ -35,6 +35,32 @@ func Decode(raw json.RawMessage) (any, error) {
 	return v, nil
 }
 
+// Check fails as Decode would, and builds nothing.
+func Check(raw json.RawMessage) error {
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return nil
+	}
+	d := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	for {
+		t, err := d.ReadToken()
+		if err == nil && t.Kind() == '0' {
+			_, err = number(t.String())
+		}
+		switch {
+		case err != nil:
+			return fmt.Errorf("decode JSON: %w", err)
+		case d.StackDepth() > MaxDepth:
+			return fmt.Errorf("decode JSON: nested deeper than %d levels", MaxDepth)
+		case d.StackDepth() > 0:
+			continue
+		}
+		if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+			return errors.New("decode JSON: more follows after the value")
+		}
+		return nil
+	}
+}
+
 // decoders are used again: making one costs more than a small value does.
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 

@@ -190,6 +190,9 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		v, err := Decode(raw)
+		if wrong := Check(raw); (wrong == nil) != (err == nil) {
+			t.Fatalf("Check says %v, and Decode %v", wrong, err)
+		}
 		if same, wrong := decodeByEncodingJSON(raw); (wrong == nil) != (err == nil) && !tooDeep(err) {
 			t.Fatalf("%v, but encoding/json: %v", err, wrong)
 		} else if err == nil && !cmp.Equal(v, same) {

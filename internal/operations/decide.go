@@ -1,11 +1,13 @@
 package operations
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
@@ -82,15 +84,20 @@ func unreadable(err error) bool {
 	return reason == engine.ReasonDefinitionUnreadable
 }
 
-// asWritten decodes JSON and leaves its numbers as they were written: whoever reads the kept answer makes the same of them as of an answer that comes at once.
-func asWritten(data json.RawMessage) (v any, err error) {
-	if _, err := expression.Decode(data); err != nil || len(data) == 0 { // what cannot be read later is refused now
+// asWritten is JSON in a form of its own, so that the same answer is known again however it is written, with its numbers as they were written:
+// whoever reads the kept answer makes the same of them as of an answer that comes at once. It builds no tree.
+func asWritten(data json.RawMessage) (json.RawMessage, error) {
+	if len(data) == 0 {
+		return json.RawMessage("null"), nil
+	}
+	if err := expression.Check(data); err != nil { // what cannot be read later is refused now
 		return nil, err
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber()
-	err = d.Decode(&v)
-	return v, err
+	v := jsontext.Value(slices.Clone(data))
+	if err := v.Format(jsontext.ReorderRawObjects(true)); err != nil {
+		return nil, err
+	}
+	return json.RawMessage(v), nil
 }
 
 // GoneError says that an answer comes too late, and that it came to nothing.

@@ -293,8 +293,8 @@ func TestACallbackIsAnsweredByWhatBecameOfIt(t *testing.T) {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	want := []engine.CallbackAnswer{
-		{Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": map[string]any{"id": json.Number("7")}}},
-		{Rejected: true, Reason: "CardDeclined", Message: "no money", Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": nil}},
+		{Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": json.RawMessage(`{"id":7}`)}},
+		{Rejected: true, Reason: "CardDeclined", Message: "no money", Response: map[string]any{"status": 200, "headers": map[string]any{}, "body": json.RawMessage("null")}},
 	}
 	if diff := cmp.Diff(want, r.answers.all); diff != "" {
 		t.Errorf("taken was\n%s", diff)
@@ -317,6 +317,7 @@ func TestACallbackIsAnsweredByWhatBecameOfIt(t *testing.T) {
 			a.problem(t)
 		}
 	}
+	r.answers.failWith(nil)
 	for _, body := range []string{`{"outcome":"Maybe"}`, `{}`, `{"outcome":"Succeeded","reason":"because"}`, `{"outcome":"Succeeded","more":1}`, `{"outcome":"Rejected","reason":"` + strings.Repeat("x", 1025) + `"}`} {
 		if a := post(body); a.status != http.StatusUnprocessableEntity {
 			t.Errorf("%.60s: %d %s", body, a.status, a.body)
