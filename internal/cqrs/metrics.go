@@ -69,7 +69,7 @@ func outcomeOf(err error) string {
 		return "stale"
 	case errors.As(err, &panicked):
 		return "panic"
-	case errors.Is(err, idempotency.ErrMismatch), errors.Is(err, idempotency.ErrInvalidKey):
+	case errors.Is(err, idempotency.ErrMismatch), errors.Is(err, idempotency.ErrQuota), errors.Is(err, idempotency.ErrInvalidKey):
 		return "invalid"
 	case errors.Is(err, idempotency.ErrInProgress):
 		return "busy"

@@ -48,6 +48,8 @@ var (
 	ErrMismatch = errors.New("this key was used for another request")
 	// ErrFenced says that a claim is void: its lease was over, and somebody else has taken the key over. What was done under it must not be answered for.
 	ErrFenced = errors.New("the claim of this key is lost: its lease was over and another request has taken the key over")
+	// ErrQuota says that the answers that are kept for a realm take all the room that they may; see Options.RealmBytes. Nothing has been done.
+	ErrQuota = errors.New("the answers that are kept for this realm take all the room that they may; some expire with time")
 	// ErrInvalidKey says that a key or a realm is empty, too long, or no text.
 	ErrInvalidKey = errors.New("invalid key")
 )
@@ -139,8 +141,8 @@ type Begun struct {
 
 // Store keeps keys and answers. All methods are safe for concurrent use.
 type Store interface {
-	// Begin claims a key for its first request, or takes it over from one whose lease is over. It returns the answer where there is one, and fails with an *InProgressError, ErrMismatch
-	// or ErrInvalidKey. A key that has expired is as if it had never been.
+	// Begin claims a key for its first request, or takes it over from one whose lease is over. It returns the answer where there is one, and fails with an *InProgressError, ErrMismatch,
+	// ErrQuota or ErrInvalidKey. A key that has expired is as if it had never been.
 	Begin(ctx context.Context, key Key, of Fingerprint) (Begun, error)
 	// Complete keeps the answer of a request that was carried out. It fails with ErrFenced when somebody else has taken the key over, and changes nothing then.
 	Complete(ctx context.Context, c Claim, r Response) error
@@ -161,6 +163,10 @@ type Options struct {
 	TTL time.Duration
 	// Lease is how long a claim holds; DefaultLease where it is zero.
 	Lease time.Duration
+	// RealmBytes is how many bytes the keys of one realm take with the bodies of their answers, before new keys are refused with ErrQuota; 0
+	// is no limit. It is counted once a minute, and answers that are kept meanwhile are added, so it is exceeded by what several processes
+	// keep in a minute at most.
+	RealmBytes int64
 	// Clock is what time it is; nil is the database's own clock, or time.Now in memory.
 	Clock func() time.Time
 }

@@ -57,6 +57,9 @@ func (m *Memory) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, err
 			return Begun{}, fmt.Errorf("claiming key %s: %w", key, &InProgressError{RetryAfter: k.leaseUntil.Sub(now)})
 		}
 	}
+	if err := m.full(key); err != nil {
+		return Begun{}, fmt.Errorf("claiming key %s: %w", key, err)
+	}
 	m.fences++
 	first := m.keys[key] == nil
 	k := &remembered{of: of, fence: m.fences, leaseUntil: now.Add(m.Lease), expiresAt: now.Add(m.TTL)}

@@ -163,6 +163,8 @@ func (m *middleware) refused(key Key, err error) Response {
 	case errors.As(err, &busy):
 		const soon = time.Second // most requests take no longer, whatever their lease
 		return newProblem(m.Busy, "a request with this key is being carried out; ask again").retryAfter(min(busy.RetryAfter, soon))
+	case errors.Is(err, ErrQuota):
+		return newProblem(http.StatusTooManyRequests, err.Error()).retryAfter(time.Minute)
 	case errors.Is(err, ErrMismatch):
 		return newProblem(http.StatusUnprocessableEntity, "this key was used for another request: a new request needs a new key, and a repetition the same method, path and body")
 	case errors.Is(err, ErrInvalidKey):

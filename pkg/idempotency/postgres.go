@@ -42,7 +42,8 @@ type DB interface {
 // Postgres is a store in PostgreSQL, in the table that Schema makes. Claiming a key, and keeping its answer, are one statement each.
 type Postgres struct {
 	Options
-	db DB
+	db     DB
+	quotas quotas
 }
 
 var _ Store = (*Postgres)(nil)
@@ -72,6 +73,9 @@ const claimSQL = `INSERT INTO idempotency_keys AS k (realm, key, fingerprint, st
 // Begin implements Store.
 func (p *Postgres) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, error) {
 	if err := key.Check(); err != nil {
+		return Begun{}, fmt.Errorf("claiming key %s: %w", key, err)
+	}
+	if err := p.full(ctx, key); err != nil {
 		return Begun{}, fmt.Errorf("claiming key %s: %w", key, err)
 	}
 	const rounds = 10
@@ -148,6 +152,7 @@ func (p *Postgres) end(ctx context.Context, c Claim, r Response, state string) e
 	if err != nil {
 		return fmt.Errorf("keeping the answer of key %s: %w", c.Key, explain(err))
 	}
+	p.quotas.add(c.Key.Realm, rowBytes+int64(len(r.Body)))
 	return nil
 }
 
