@@ -76,15 +76,36 @@ func (c *Callbacks) Issue(ctx context.Context, call participant.Call, within tim
 	return token, nil
 }
 
+// Find fails with ErrNoCallback if nobody was given the token. It reads one row, and makes it possible to turn strangers away before anything
+// that they say is read.
+func (c *Callbacks) Find(ctx context.Context, token string) error {
+	_, err := c.find(ctx, token)
+	return err
+}
+
+// maxToken is how long a token can be, in bytes.
+const maxToken = 128
+
+func (c *Callbacks) find(ctx context.Context, token string) (eventstore.Callback, error) {
+	if len(token) > maxToken {
+		return eventstore.Callback{}, ErrNoCallback
+	}
+	found, err := c.Store.Callback(ctx, sha256.Sum256([]byte(token)))
+	if errors.Is(err, eventstore.ErrNotFound) {
+		return found, ErrNoCallback
+	}
+	if err != nil {
+		return found, fmt.Errorf("looking a callback up: %w", err)
+	}
+	return found, nil
+}
+
 // Answer keeps an answer. It fails with one of the errors above, and has changed nothing then; the same answer again is a success. An answer that comes before its attempt is known to
 // have been accepted is kept, and counts as soon as that is.
 func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) error {
-	found, err := c.Store.Callback(ctx, sha256.Sum256([]byte(token)))
-	if errors.Is(err, eventstore.ErrNotFound) {
-		return ErrNoCallback
-	}
+	found, err := c.find(ctx, token)
 	if err != nil {
-		return fmt.Errorf("taking an answer: %w", err)
+		return err
 	}
 	response, err := json.Marshal(a.Response)
 	if err != nil {

@@ -20,6 +20,15 @@ func NewClient(config *rest.Config, transport *http.Client) (client.Client, erro
 			return nil, fmt.Errorf("making the API's client: %w", err)
 		}
 	}
+	if transport == nil {
+		var err error
+		if transport, err = rest.HTTPClientFor(config); err != nil {
+			return nil, fmt.Errorf("making the API's client: %w", err)
+		}
+	}
+	weighs := *transport
+	weighs.Transport = weighing{transport.Transport}
+	transport = &weighs
 	c, err := client.New(config, client.Options{Scheme: scheme, HTTPClient: transport, FieldValidation: metav1.FieldValidationStrict})
 	if err != nil {
 		return nil, fmt.Errorf("making the API's client: %w", err)

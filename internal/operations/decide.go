@@ -46,6 +46,18 @@ func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
 	return encode(o)
 }
 
+// findCallback looks a token up.
+func (h *handlers) findCallback(ctx context.Context, q FindCallback) (Answered, error) {
+	err := h.Callbacks.Find(ctx, string(q.Token))
+	if errors.Is(err, engine.ErrNoCallback) {
+		return Answered{}, &NotFoundError{What: "a callback with this token"}
+	}
+	if err != nil {
+		return Answered{}, fromDatabase("looking for a callback", err)
+	}
+	return Answered{}, nil
+}
+
 // answer keeps a participant's later answer.
 func (h *handlers) answer(ctx context.Context, c AnswerCallback) (Answered, error) {
 	body, err := asWritten(c.Body)

@@ -36,7 +36,7 @@ type Following struct {
 func (h *handlers) follow(ctx context.Context, q FollowSaga) (*Following, error) {
 	who, _ := CallerOf(ctx)
 	f := &Following{h: h, query: q.From, who: who, askAgain: time.Now().Add(h.Reauthorize), pause: h.Poll}
-	f.query.Limit = MaxEvents
+	f.query.Limit = DefaultPage
 	page, err := h.readHistory(ctx, f.query)
 	if err != nil {
 		return nil, err
@@ -49,6 +49,7 @@ func (h *handlers) follow(ctx context.Context, q FollowSaga) (*Following, error)
 // Next returns the next events as soon as there are some, and no event when patience is over. It fails with io.EOF when the saga has finished and everything has been returned, and with a
 // *ForbiddenError as soon as the reader has lost the right.
 func (f *Following) Next(ctx context.Context, patience time.Duration) ([]Event, error) {
+	ctx = WithMemory(ctx, func(int64) error { return nil }) // a page is soon gone, and the request is not
 	until := time.Now().Add(patience)
 	for {
 		if now := time.Now(); !now.Before(f.askAgain) {

@@ -66,8 +66,14 @@ type Event struct {
 	RetryAt   *time.Time
 }
 
+// eventBytes is what an event of a history takes at most, with its answer.
+const eventBytes = 4 << 10
+
 // readHistory reads one page.
 func (h *handlers) readHistory(ctx context.Context, q SagaHistory) (History, error) {
+	if err := takeMemory(ctx, int64(limited(q.Limit))*eventBytes); err != nil {
+		return History{}, err
+	}
 	uid, live, err := h.identify(ctx, q.Ref, q.UID)
 	if err != nil {
 		return History{}, err

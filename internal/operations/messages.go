@@ -186,7 +186,15 @@ type AnswerCallback struct {
 	Body json.RawMessage
 }
 
-// Answered says that an answer was taken.
+// FindCallback asks whether anybody was given a token. It fails with a *NotFoundError if not.
+type FindCallback struct {
+	cqrs.Answers[Answered]
+	Token Token
+}
+
+func (FindCallback) byToken() {}
+
+// Answered says that an answer was taken, or would be.
 type Answered struct{}
 
 func (AnswerCallback) byToken() {}

@@ -23,6 +23,7 @@ type Decider interface {
 
 // Callbacks takes participants' later answers; it is engine.Callbacks.
 type Callbacks interface {
+	Find(ctx context.Context, token string) error
 	Answer(ctx context.Context, token string, a engine.CallbackAnswer) error
 }
 
@@ -94,6 +95,7 @@ func New(o Options) (*Operations, error) {
 		cqrs.HandleCommand(ops.Commands, h.answer),
 		cqrs.HandleQuery(ops.Queries, h.get, cqrs.AlwaysCurrent()),
 		cqrs.HandleQuery(ops.Queries, h.list, cqrs.AlwaysCurrent()),
+		cqrs.HandleQuery(ops.Queries, h.findCallback, cqrs.AlwaysCurrent()),
 		cqrs.HandleQuery(ops.Queries, h.readHistory),
 		cqrs.HandleQuery(ops.Queries, h.follow),
 	)

@@ -16,6 +16,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/operations"
+	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
 
 // forget has all idempotency keys be gone, as they are after 24 hours.
@@ -188,5 +189,28 @@ func TestTheTraceOfTheRequestThatCreatesASagaIsNotedOnIt(t *testing.T) {
 	body := fmt.Sprintf(`{"metadata":{"name":"order-9","annotations":{%q:%q}},"spec":%s}`, annotation, trace, spec)
 	if a := r.do(call{method: "POST", path: sagas, token: token, header: key(uuid.NewString()), body: body}); a.status != http.StatusUnprocessableEntity {
 		t.Errorf("written by hand: %d %s", a.status, a.body)
+	}
+}
+
+func TestKeptAnswersHaveAQuota(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *operations.Options, _ *Options) {
+		o.Keys = unhurriedKeys{idempotency.NewPostgres(o.Database, idempotency.Options{Lease: patience, RealmBytes: 1})}
+	})
+	token, grace := r.editor(), r.editor()
+	create := func(token, k, name string) answer {
+		return r.do(call{method: "POST", path: sagas, token: token, body: manifest(name), header: key(k)})
+	}
+	if a := create(token, "k1", "order-1"); a.status != http.StatusCreated {
+		t.Fatalf("the first: %d %s", a.status, a.body)
+	}
+	if a := create(token, "k2", "order-2"); a.status != http.StatusTooManyRequests || a.problem(t).Reason != "KeptAnswersQuota" || a.header.Get("Retry-After") == "" {
+		t.Errorf("one more: %d %s", a.status, a.body)
+	}
+	if a := create(token, "k1", "order-1"); a.status != http.StatusCreated || a.header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("the first again: %d %s", a.status, a.body)
+	}
+	if a := create(grace, "k2", "order-2"); a.status != http.StatusCreated {
+		t.Errorf("somebody else: %d %s", a.status, a.body)
 	}
 }

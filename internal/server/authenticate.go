@@ -25,6 +25,7 @@ type Authenticator struct {
 	client    client.Client
 	audiences []string
 	known     *cache.LRUExpireCache
+	trusted   *cache.LRUExpireCache
 	asking    singleflight.Group
 }
 
@@ -33,6 +34,8 @@ const (
 	maxKnown = 4096
 	// acceptedFor is how long a token is good without asking again, and so how long one is that has been revoked; refusedFor is how long a bad one is bad.
 	acceptedFor, refusedFor = 30 * time.Second, 5 * time.Second
+	// trustedFor is how long a token that was good is asked about without regard to the rate of its address.
+	trustedFor = time.Hour
 	// maxToken is how long a token may be.
 	maxToken = 8 << 10
 	// askTimeout bounds asking, which others with the same token wait for too.
@@ -44,7 +47,13 @@ func NewAuthenticator(c client.Client, audiences []string, clk clock.Clock) *Aut
 	if clk == nil {
 		clk = clock.RealClock{}
 	}
-	return &Authenticator{client: c, audiences: audiences, known: cache.NewLRUExpireCacheWithClock(maxKnown, clk)}
+	return &Authenticator{client: c, audiences: audiences, known: cache.NewLRUExpireCacheWithClock(maxKnown, clk), trusted: cache.NewLRUExpireCacheWithClock(maxKnown, clk)}
+}
+
+// trusts reports whether a token was good when the cluster was asked last, at most an hour ago. It may be good no more.
+func (a *Authenticator) trusts(token string) bool {
+	_, good := a.trusted.Get(sha256.Sum256([]byte(token)))
+	return good
 }
 
 // errUnauthenticated says that a token is not good, and no more: why is nobody's business who has none.
@@ -118,6 +127,11 @@ func (a *Authenticator) ask(ctx context.Context, key [sha256.Size]byte, token st
 		}
 	}
 	a.known.Add(key, v, keep)
+	if v.good {
+		a.trusted.Add(key, struct{}{}, trustedFor)
+	} else {
+		a.trusted.Remove(key)
+	}
 	return v, nil
 }
 

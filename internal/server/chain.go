@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/cqrs"
 )
 
@@ -23,7 +24,8 @@ type exchange struct {
 	follows             bool // it asks for a stream, where there is one
 	header              http.Header
 	// place gives back the request's place among those that are served at once. One who follows a saga does so early.
-	place func()
+	place  func()
+	memory *budget.Account
 }
 
 type exchangeKey struct{}
@@ -61,7 +63,8 @@ func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 // ServeHTTP implements http.Handler: what is done for every request, whatever becomes of it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	x := &exchange{id: uuid.NewString(), operation: noOperation, header: r.Header, place: func() {}}
+	x := &exchange{id: uuid.NewString(), operation: noOperation, header: r.Header, place: func() {}, memory: s.memory.Open("")}
+	defer x.memory.Close()
 	rec := &recorder{ResponseWriter: w}
 	for name, value := range map[string]string{
 		"X-Request-Id": x.id, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
@@ -97,7 +100,7 @@ func (s *Server) panicked(ctx context.Context, rec *recorder, x *exchange, p any
 	}
 }
 
-// admit lets a request in that keeps to the limits.
+// admit lets a request in whose header keeps to the limits.
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, x *exchange) {
 	fields := 0
 	for _, values := range r.Header {
@@ -107,19 +110,6 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, x *exchange) {
 		newProblem(http.StatusRequestHeaderFieldsTooLarge, "TooLarge", "the request has %d header fields; the limit is %d", fields, s.limits.Headers).write(w)
 		return
 	}
-	if wait := s.addresses.take(remoteAddress(r)); wait > 0 {
-		s.metrics.limited.WithLabelValues("address").Inc()
-		newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests come from this address").later(wait).write(w)
-		return
-	}
-	free, _, full := s.served.take("")
-	if full {
-		s.metrics.limited.WithLabelValues("concurrency").Inc()
-		newProblem(http.StatusServiceUnavailable, "Busy", "the operator serves as many requests as it can at the moment; ask again").later(soon).write(w)
-		return
-	}
-	x.place = free
-	defer free()
 	s.route(w, r, x)
 }
 
@@ -146,6 +136,10 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, x *exchange) {
 				allowed = append(allowed, method)
 			}
 		}
+	}
+	if p := s.anybody(r); p != nil {
+		p.write(w)
+		return
 	}
 	if len(allowed) > 0 {
 		slices.Sort(allowed)

@@ -11,11 +11,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The limits of the JSON of a body. Decoded, a value or a name takes up to a hundred bytes, however few it has as text: a body of one
-// megabyte that is within both limits takes ten megabytes at most.
+// The limits of the JSON of a body.
 const (
 	maxDepth = 32
 	maxNodes = 50_000
+	// nodeBytes is what a value or a name takes when it is decoded, however few bytes it has as text. An object with one entry is the worst:
+	// it has three of them and takes some 400 bytes.
+	nodeBytes = 160
 )
 
 // jsonError is what is wrong with JSON, and where.
@@ -28,35 +30,36 @@ func (e *jsonError) Error() string { return e.message + " at " + e.at() }
 func (e *jsonError) at() string    { return strings.Join(append([]string{"body"}, e.path...), ".") }
 
 // checkJSON refuses what is no single JSON value, what is deeper than maxDepth or has more values and names than maxNodes, and objects
-// in which a key stands twice: whoever looks at such a one sees one value, and whoever acts on it another. It builds nothing of it.
-func checkJSON(data []byte) *jsonError {
+// in which a key stands twice: whoever looks at such a one sees one value, and whoever acts on it another. It builds nothing of it, and
+// returns how many values and names there are.
+func checkJSON(data []byte) (nodes int, _ *jsonError) {
 	if len(bytes.TrimSpace(data)) == 0 {
-		return &jsonError{message: "there is none"}
+		return 0, &jsonError{message: "there is none"}
 	}
 	if !utf8.Valid(data) {
-		return &jsonError{message: "it is not UTF-8"}
+		return 0, &jsonError{message: "it is not UTF-8"}
 	}
 	d := jsontext.NewDecoder(bytes.NewBuffer(data)) // it is the one that refuses keys that stand twice
-	for nodes := 0; ; {
+	for {
 		t, err := d.ReadToken()
 		if kind := t.Kind(); kind != '}' && kind != ']' {
 			nodes++
 		}
 		switch {
 		case err != nil:
-			return inJSON(d, err)
+			return nodes, inJSON(d, err)
 		case d.StackDepth() > maxDepth:
 			path := pathOf(d.StackPointer())
-			return &jsonError{path[:min(len(path), 4)], fmt.Sprintf("it is deeper than %d levels", maxDepth)}
+			return nodes, &jsonError{path[:min(len(path), 4)], fmt.Sprintf("it is deeper than %d levels", maxDepth)}
 		case nodes > maxNodes:
-			return &jsonError{message: fmt.Sprintf("it has more than %d values and names", maxNodes)}
+			return nodes, &jsonError{message: fmt.Sprintf("it has more than %d values and names", maxNodes)}
 		case d.StackDepth() > 0:
 			continue
 		}
 		if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
-			return &jsonError{message: "something follows the JSON value"}
+			return nodes, &jsonError{message: "something follows the JSON value"}
 		}
-		return nil
+		return nodes, nil
 	}
 }
 

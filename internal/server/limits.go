@@ -2,7 +2,6 @@ package server
 
 import (
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,9 +12,18 @@ import (
 
 // Limits bound what clients can take. The zero value of each is its default.
 type Limits struct {
-	// Concurrent is how many requests are served at once; 256. Those who follow a saga are not among them.
-	Concurrent int
-	// UserRate is how many requests a user may make per second, after a burst of twice as many; 50. AddressRate is the same for an address of the network; 200.
+	// Concurrent is how many requests are served at once, half of them of one tenant at most; 256. A request is served from when its body
+	// has come. Those who follow a saga are not among them, nor are callbacks, of which Callbacks are served at once; 64.
+	Concurrent, Callbacks int
+	// Strangers is how many bearer tokens and tokens of callbacks are looked up at once, half of them for one address at most; 64.
+	Strangers int
+	// Memory is how many bytes requests and their answers take together, estimated as decoded; 96 MiB. Half of what others leave is for one
+	// tenant.
+	Memory int64
+	// Connections is how many connections there are, half of them of one address at most; 1000.
+	Connections int
+	// UserRate is how many requests a user may make per second, or with one token of a callback, after a burst of twice as many; 50. AddressRate
+	// is how many requests an address of the network may make that come from nobody who is known; 200.
 	UserRate, AddressRate float64
 	// Followers and UserFollowers are how many sagas are followed at once, by all and by one user; 200 and 10.
 	Followers, UserFollowers int
@@ -31,6 +39,10 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	def(&l.Concurrent, 256)
+	def(&l.Callbacks, 64)
+	def(&l.Strangers, 64)
+	def(&l.Memory, 96<<20)
+	def(&l.Connections, 1000)
 	def(&l.UserRate, 50)
 	def(&l.AddressRate, 200)
 	def(&l.Followers, 200)
@@ -47,7 +59,7 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-func def[T int | float64 | time.Duration](v *T, otherwise T) {
+func def[T int | int64 | float64 | time.Duration](v *T, otherwise T) {
 	if *v <= 0 {
 		*v = otherwise
 	}
@@ -74,17 +86,9 @@ func newRates(perSecond float64) *rates {
 	return &rates{rate: perSecond, all: cache.NewLRUExpireCache(maxRated)}
 }
 
-// take returns 0, or how long it takes until there is a token.
+// take takes a token and returns 0, or returns how long it takes until there is one.
 func (r *rates) take(who string) time.Duration {
-	r.mu.Lock()
-	l, _ := r.all.Get(who)
-	limiter, ok := l.(*rate.Limiter)
-	if !ok {
-		limiter = rate.NewLimiter(rate.Limit(r.rate), max(1, int(burstSeconds*r.rate)))
-		r.all.Add(who, limiter, ratedFor)
-	}
-	r.mu.Unlock()
-	reservation := limiter.Reserve()
+	reservation := r.limiter(who).Reserve()
 	wait := reservation.Delay()
 	if wait > 0 {
 		reservation.Cancel()
@@ -92,11 +96,35 @@ func (r *rates) take(who string) time.Duration {
 	return wait
 }
 
-// remoteAddress is whom a request's connection comes from. A network of IPv6 has as many addresses as it likes, so it counts as one.
-func remoteAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+// wait returns 0 where there is a token, or how long it takes until there is one. It takes none.
+func (r *rates) wait(who string) time.Duration {
+	missing := 1 - r.limiter(who).Tokens()
+	if missing <= 0 {
+		return 0
+	}
+	return time.Duration(missing / r.rate * float64(time.Second))
+}
+
+// spend takes a token, if there is one.
+func (r *rates) spend(who string) { r.limiter(who).Allow() }
+
+func (r *rates) limiter(who string) *rate.Limiter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l, _ := r.all.Get(who)
+	limiter, ok := l.(*rate.Limiter)
+	if !ok {
+		limiter = rate.NewLimiter(rate.Limit(r.rate), max(1, int(burstSeconds*r.rate)))
+		r.all.Add(who, limiter, ratedFor)
+	}
+	return limiter
+}
+
+// network is where a connection comes from. A network of IPv6 has as many addresses as it likes, so it counts as one.
+func network(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
-		return r.RemoteAddr
+		return remote
 	}
 	a, err := netip.ParseAddr(host)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/operations"
 )
 
@@ -33,7 +34,7 @@ func (h *heldAccess) Allowed(ctx context.Context, who operations.Caller, what op
 func TestMoreRequestsThanCanBeServedAtOnceAreTurnedAway(t *testing.T) {
 	t.Parallel()
 	h := &heldAccess{asked: make(chan struct{}), letGo: make(chan struct{})}
-	r := newRig(t, func(o *operations.Options, s *Options) { h.Access, o.Access, s.Limits.Concurrent = o.Access, h, 2 })
+	r := newRig(t, func(o *operations.Options, s *Options) { h.Access, o.Access, s.Limits.Concurrent = o.Access, h, 4 })
 	token := r.editor()
 	c := call{method: "GET", path: sagas, token: token}
 	served := make(chan int)
@@ -54,6 +55,31 @@ func TestMoreRequestsThanCanBeServedAtOnceAreTurnedAway(t *testing.T) {
 	go func() { <-h.asked }()
 	if a := r.do(c); a.status != http.StatusOK {
 		t.Errorf("afterwards: %d %s", a.status, a.body)
+	}
+}
+
+// TestATenantHasHalfOfThePlaces has one namespace's user take all that they get. Another one's is served.
+func TestATenantHasHalfOfThePlaces(t *testing.T) {
+	t.Parallel()
+	h := &heldAccess{asked: make(chan struct{}), letGo: make(chan struct{})}
+	r := newRig(t, func(o *operations.Options, s *Options) { h.Access, o.Access, s.Limits.Concurrent = o.Access, h, 4 })
+	greedy, elsewhere := r.editor(), r.namespace()
+	modest := r.token(r.account("modest", elsewhere), audience)
+	served := make(chan int)
+	for range 2 {
+		go func() { served <- r.do(call{method: "GET", path: sagas, token: greedy}).status }()
+		<-h.asked
+	}
+	if a := r.do(call{method: "GET", path: sagas, token: greedy}); a.status != http.StatusServiceUnavailable {
+		t.Errorf("the greedy one is answered with %d %s", a.status, a.body)
+	}
+	go func() {
+		served <- r.do(call{method: "GET", path: "/v1/namespaces/" + elsewhere + "/sagas", token: modest}).status
+	}()
+	<-h.asked // it is served
+	close(h.letGo)
+	for range 3 {
+		<-served
 	}
 }
 
@@ -84,6 +110,129 @@ func TestAnAddressIsHeldToItsRateBeforeAnybodyIsAskedAboutIt(t *testing.T) {
 	}
 }
 
+// TestAUserWhoIsKnownIsNotHeldToTheRateOfTheirAddress has strangers use up the rate of an address that they share with a user, as behind an ingress.
+func TestAUserWhoIsKnownIsNotHeldToTheRateOfTheirAddress(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.AddressRate = 0.001 })
+	known, unknown := r.editor(), r.editor()
+	get := func(token string) int { return r.do(call{method: "GET", path: sagas, token: token}).status }
+	for range 3 {
+		if status := get(known); status != http.StatusOK {
+			t.Fatalf("the user is answered with %d", status)
+		}
+	}
+	if status := get("junk"); status != http.StatusUnauthorized {
+		t.Errorf("a stranger is answered with %d", status)
+	}
+	for token, want := range map[string]int{known: http.StatusOK, unknown: http.StatusTooManyRequests, "junk": http.StatusTooManyRequests, "": http.StatusTooManyRequests} {
+		if status := get(token); status != want {
+			t.Errorf("when the rate is used up somebody is answered with %d, want %d", status, want)
+		}
+	}
+}
+
+func TestOnlyForgedCallbacksCountForTheRateOfAnAddress(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.AddressRate = 0.001 })
+	post := func() int {
+		return r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}).status
+	}
+	for range 3 {
+		if status := post(); status != http.StatusNoContent {
+			t.Fatalf("a callback is answered with %d", status)
+		}
+	}
+	r.answers.failWith(engine.ErrNoCallback)
+	for _, want := range []int{http.StatusNotFound, http.StatusTooManyRequests} {
+		if status := post(); status != want {
+			t.Errorf("a forged one is answered with %d, want %d", status, want)
+		}
+	}
+}
+
+func TestOneTokenOfACallbackIsHeldToARate(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.UserRate = 0.001 })
+	for token, want := range map[string][]int{"one": {http.StatusNoContent, http.StatusTooManyRequests}, "other": {http.StatusNoContent}} {
+		for _, status := range want {
+			if a := r.do(call{method: "POST", path: "/v1/callbacks/" + token, body: `{"outcome":"Succeeded"}`}); a.status != status {
+				t.Errorf("with token %s: %d, want %d", token, a.status, status)
+			}
+		}
+	}
+}
+
+// TestAStrangersBodyIsNotRead has requests come whose bodies never do.
+func TestAStrangersBodyIsNotRead(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.answers.failWith(engine.ErrNoCallback)
+	for path, want := range map[string]int{"/v1/callbacks/forged": http.StatusNotFound, "/v1/namespaces/shop/sagas": http.StatusUnauthorized} {
+		c := r.dial()
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n", path)
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || res.StatusCode != want {
+			t.Errorf("%s: %v, %v", path, res, err)
+		}
+	}
+}
+
+func TestASlowBodyHoldsNoPlace(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.Concurrent, o.Limits.Callbacks = 2, 1 })
+	token := r.editor()
+	header := fmt.Sprintf("HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\nContent-Length: 100\r\n\r\n{", token)
+	for range 3 {
+		fmt.Fprintf(r.dial(), "POST /v1/namespaces/%s/sagas %s", r.ns, header)
+		fmt.Fprintf(r.dial(), "POST /v1/callbacks/token %s", header)
+	}
+	r.until("all bodies are waited for", func() bool {
+		return r.server.memory.Used() >= 6*requestBytes
+	})
+	if a := r.do(call{method: "GET", path: sagas, token: token}); a.status != http.StatusOK {
+		t.Errorf("a request is answered with %d %s", a.status, a.body)
+	}
+	if a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}); a.status != http.StatusNoContent {
+		t.Errorf("a callback is answered with %d %s", a.status, a.body)
+	}
+}
+
+func TestALargeListIsRefusedAndASmallerOneIsNot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.Memory = 250 << 10 })
+	token := r.editor()
+	for i := range 25 {
+		r.create(token, fmt.Sprintf("order-%d", i))
+	}
+	a := r.do(call{method: "GET", path: sagas, token: token})
+	if a.status != http.StatusServiceUnavailable || a.problem(t).Reason != "Busy" || !strings.Contains(a.problem(t).Detail, "limit") {
+		t.Errorf("all: %d %.300s", a.status, a.body)
+	}
+	if a := r.do(call{method: "GET", path: sagas + "?limit=2", token: token}); a.status != http.StatusOK {
+		t.Errorf("two: %d %.300s", a.status, a.body)
+	}
+	r.until("everything has been given back", func() bool {
+		return r.server.memory.Used() == 0
+	})
+}
+
+func TestABodyThatDoesNotFitIsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.Memory = 2 << 20 })
+	for name, body := range map[string]string{"long": strings.Repeat("x", 900<<10), "of many values": strings.Repeat("0,", 40_000)} {
+		a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded","body":["` + body + `"]}`})
+		if name != "long" {
+			a = r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded","body":[` + body + `0]}`})
+		}
+		if a.status != http.StatusServiceUnavailable || a.problem(t).Reason != "Busy" || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %.300s", name, a.status, a.body)
+		}
+	}
+	if a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}); a.status != http.StatusNoContent {
+		t.Errorf("a small one: %d %s", a.status, a.body)
+	}
+}
+
 func TestTheMemoryOfRatesIsBounded(t *testing.T) {
 	t.Parallel()
 	r := newRates(1)
@@ -101,7 +250,7 @@ func TestANetworkOfIPv6CountsAsOneAddress(t *testing.T) {
 		"192.0.2.7:1234": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[2001:db8:1:2:ffff::]:2": "2001:db8:1:2::/64",
 		"[::ffff:192.0.2.7]:1": "192.0.2.7", "[fe80::1%eth0]:1": "fe80::/64", "pipe": "pipe",
 	} {
-		if got := remoteAddress(&http.Request{RemoteAddr: remote}); got != want {
+		if got := network(remote); got != want {
 			t.Errorf("%s counts as %s, want %s", remote, got, want)
 		}
 	}

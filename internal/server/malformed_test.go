@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 func TestWhatIsNotExactlyASagaIsRefusedAndSaysWhere(t *testing.T) {
@@ -121,16 +123,32 @@ func TestEveryPathParameterIsChecked(t *testing.T) {
 	}
 }
 
+func TestABodyHasALimitOfValues(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"[" + strings.Repeat("0,", maxNodes-2) + "0]": true, "[" + strings.Repeat("0,", maxNodes-1) + "0]": false,
+		`[{` + strings.Repeat(`"":{`, 10) + strings.Repeat(`}`, 11) + strings.Repeat(`,{"":0}`, maxNodes/3) + `]`: false,
+	} {
+		nodes, err := checkJSON([]byte(text))
+		if (err == nil) != want || nodes > maxNodes+1 {
+			t.Errorf("%.40s… was read to its %d. value: %v", text, nodes, err)
+		}
+	}
+}
+
 func FuzzCheckJSON(f *testing.F) {
 	for _, s := range []string{`{"a":[1,{"b":null}]}`, `{"a":1,"a":2}`, `[`, `"x" 1`, strings.Repeat("[", 99), "{\"\\ud800\":1}", `1e999`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		err := checkJSON(data)
+		nodes, err := checkJSON(data)
+		if nodes > maxNodes+1 {
+			t.Errorf("it read on after %d nodes", nodes)
+		}
 		if err == nil && !json.Valid(data) {
 			t.Errorf("%q is no JSON and was taken", data)
 		}
-		if err != nil && json.Valid(data) && !bytes.ContainsAny(data, "{[") && len(bytes.TrimSpace(data)) > 0 && strings.ToValidUTF8(string(data), "") == string(data) {
+		if err != nil && jsontext.Value(data).IsValid() && !bytes.ContainsAny(data, "{[") && len(bytes.TrimSpace(data)) > 0 && strings.ToValidUTF8(string(data), "") == string(data) {
 			t.Errorf("%q was refused: %v", data, err)
 		}
 	})

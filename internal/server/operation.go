@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -16,8 +15,8 @@ import (
 type operation struct {
 	server *Server
 	id     string
-	// public needs no bearer token.
-	public bool
+	// public needs no bearer token; callback has a token of its own in its path.
+	public, callback bool
 	// stream can be followed.
 	stream bool
 	// body is how large the body may be; 0 is for none.
@@ -34,55 +33,60 @@ func (o *operation) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 		ctx, cancel = context.WithTimeout(ctx, o.server.limits.Timeout)
 		defer cancel()
 	}
-	if !o.public {
-		caller, p := o.server.caller(ctx, r)
-		if p != nil {
-			p.write(w)
-			return
-		}
-		x.user = caller.Name
-		ctx = operations.WithCaller(ctx, caller)
-		if wait := o.server.users.take(caller.Name); wait > 0 {
-			o.server.metrics.limited.WithLabelValues("user").Inc()
-			newProblem(http.StatusTooManyRequests, "TooManyRequests", "user %q makes too many requests", caller.Name).later(wait).write(w)
-			return
-		}
-	}
-	body, p := takeBody(r, o.body)
+	ctx, tenant, p := o.identify(ctx, r, x)
 	if p != nil {
-		w.Header().Set("Connection", "close") // what is left of the body is not read
-		p.write(w)
+		refuse(w, p)
 		return
 	}
-	r = r.WithContext(ctx)
+	x.memory.Belong(tenant)
+	body, p := takeBody(r, o.body, x.memory)
+	if p != nil {
+		refuse(w, p)
+		return
+	}
+	// The request takes a place when its body is there: whoever sends it slowly holds none.
+	places := o.server.served
+	if o.callback {
+		places = o.server.calledBack
+	}
+	free, mine, full := places.take(tenant)
+	if mine || full {
+		o.server.metrics.limited.WithLabelValues("concurrency").Inc()
+		newProblem(http.StatusServiceUnavailable, "Busy", "the operator serves as many requests as it can at the moment; ask again").later(soon).write(w)
+		return
+	}
+	x.place = free
+	defer free()
+	r = r.WithContext(operations.WithMemory(ctx, x.memory.Take))
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	o.handler.ServeHTTP(w, r)
 }
 
-// caller is who sends a request.
-func (s *Server) caller(ctx context.Context, r *http.Request) (operations.Caller, *Problem) {
-	unauthorized := func(code, detail string) *Problem {
-		header := challenge
-		if code != "" {
-			header += `, error="` + code + `"`
-		}
-		return newProblem(http.StatusUnauthorized, "Unauthorized", "%s", detail).with("WWW-Authenticate", header)
-	}
-	token, err := bearerToken(r.Header)
-	if err == nil && token == "" {
-		return operations.Caller{}, unauthorized("", "a bearer token of the cluster is needed: Authorization: Bearer …")
-	}
-	var caller operations.Caller
-	if err == nil {
-		caller, err = s.authenticator.Authenticate(ctx, token)
-	}
+// refuse answers a request whose body is not read to its end.
+func refuse(w http.ResponseWriter, p *Problem) {
+	w.Header().Set("Connection", "close")
+	p.write(w)
+}
+
+// identify finds out who sends a request, before anything of its body is read, and holds them to their rate.
+func (o *operation) identify(ctx context.Context, r *http.Request, x *exchange) (_ context.Context, tenant string, _ *Problem) {
+	s := o.server
 	switch {
-	case errors.Is(err, errUnauthenticated):
-		return caller, unauthorized("invalid_token", "the bearer token is not valid: it is none of this cluster's, it is made for another audience, or it has expired")
-	case err != nil:
-		return caller, s.failure(ctx, err)
+	case o.callback:
+		return ctx, callbackTenant, s.bearerOfCallback(ctx, r)
+	case o.public:
+		return ctx, "anybody", s.anybody(r)
 	}
-	return caller, nil
+	caller, p := s.caller(ctx, r)
+	if p != nil {
+		return ctx, "", p
+	}
+	x.user = caller.Name
+	if wait := s.users.take(caller.Name); wait > 0 {
+		s.metrics.limited.WithLabelValues("user").Inc()
+		return ctx, "", newProblem(http.StatusTooManyRequests, "TooManyRequests", "user %q makes too many requests", caller.Name).later(wait)
+	}
+	return operations.WithCaller(ctx, caller), tenantOf(caller.Name), nil
 }
 
 const eventStream = "text/event-stream"

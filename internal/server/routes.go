@@ -65,7 +65,7 @@ func (s *Server) routes(api huma.API) {
 		OperationID: "answerCallback", Method: http.MethodPost, Path: "/v1/callbacks/{token}", DefaultStatus: http.StatusNoContent, Errors: append([]int{http.StatusGone}, append(conflict, body...)...),
 		Summary:     "Answer an attempt later",
 		Description: "For participants: the URL came in the header Saga-Callback, and its token is the credential. The same answer again is taken again; another one is a conflict.",
-	}, operation{body: maxCallbackBody, public: true}, s.answerCallback)
+	}, operation{body: maxCallbackBody, public: true, callback: true}, s.answerCallback)
 	s.serveDocument("/openapi.json", "application/vnd.oai.openapi+json", &s.documentJSON)
 	s.serveDocument("/openapi.yaml", "application/vnd.oai.openapi", &s.documentYAML)
 }

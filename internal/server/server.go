@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/operations"
 )
 
@@ -49,8 +50,11 @@ type Server struct {
 	metrics       *metrics
 	users         *rates
 	addresses     *rates
+	strangers     *places
 	served        *places
+	calledBack    *places
 	followed      *places
+	memory        *budget.Budget
 	documentJSON  []byte
 	documentYAML  []byte
 
@@ -76,7 +80,9 @@ func New(o Options) (*Server, error) {
 		mux: http.NewServeMux(), commands: o.Operations, authenticator: o.Authenticator, stopping: make(chan struct{}),
 	}
 	s.users, s.addresses = newRates(s.limits.UserRate), newRates(s.limits.AddressRate)
-	s.served, s.followed = newPlaces(s.limits.Concurrent, s.limits.Concurrent), newPlaces(s.limits.Followers, s.limits.UserFollowers)
+	s.served, s.followed = newPlaces(s.limits.Concurrent, half(s.limits.Concurrent)), newPlaces(s.limits.Followers, s.limits.UserFollowers)
+	s.strangers, s.calledBack = newPlaces(s.limits.Strangers, half(s.limits.Strangers)), newPlaces(s.limits.Callbacks, s.limits.Callbacks)
+	s.memory = budget.New(s.limits.Memory)
 	var err error
 	if s.metrics, err = newMetrics(o.Metrics); err != nil {
 		return nil, err
@@ -112,6 +118,15 @@ func (s *Server) newAPI() huma.API {
 	return humago.New(s.mux, config)
 }
 
+// What one connection of HTTP/2 may take: how many requests at once, and how many bytes of their bodies that nobody has read yet.
+const (
+	maxStreams       = 64
+	maxReceiveBuffer = 128 << 10
+)
+
+// half of a number of places is what one of many may have; one at least.
+func half(n int) int { return max(1, n/2) }
+
 // stopPatience is how long requests under way may take when the API is stopped.
 const stopPatience = 10 * time.Second
 
@@ -129,7 +144,13 @@ func (*Server) NeedLeaderElection() bool { return false }
 
 // Serve serves on a listener, which it closes, until ctx is done.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	connections := limitConnections(l, s.limits.Connections, half(s.limits.Connections), s.metrics.limited.WithLabelValues("connections").Inc)
+	l = connections
 	srv := &http.Server{
+		ConnState: connections.changed,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer / 2,
+		},
 		Handler: s, ReadHeaderTimeout: s.limits.HeaderTimeout, ReadTimeout: s.limits.ReadTimeout, WriteTimeout: s.limits.WriteTimeout, IdleTimeout: s.limits.IdleTimeout,
 		MaxHeaderBytes: s.limits.HeaderBytes, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // who fails to speak TLS is no news
 	}

@@ -8,13 +8,15 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+
+	"github.com/vextrus/saga-operator/internal/budget"
 )
 
 // elsewhere finds the places in a request that are not in its body.
 var elsewhere = regexp.MustCompile(`^(path|query|header)\.`)
 
 // takeBody reads the body of a request and refuses what could be understood in two ways. An operation without a body is limited to 0.
-func takeBody(r *http.Request, limit int64) ([]byte, *Problem) {
+func takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Problem) {
 	if limit == 0 {
 		// One byte tells: a chunked body says nothing of its length.
 		if n, _ := io.ReadFull(r.Body, make([]byte, 1)); n > 0 {
@@ -29,9 +31,11 @@ func takeBody(r *http.Request, limit int64) ([]byte, *Problem) {
 	if r.ContentLength > limit {
 		return nil, tooLarge
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	body, err := readBody(r, limit, memory)
 	timeout := net.Error(nil)
 	switch {
+	case errors.Is(err, budget.ErrNone):
+		return nil, busy()
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return nil, newProblem(http.StatusRequestTimeout, "Timeout", "the body did not come in time")
 	case err != nil:
@@ -39,12 +43,50 @@ func takeBody(r *http.Request, limit int64) ([]byte, *Problem) {
 	case int64(len(body)) > limit:
 		return nil, tooLarge
 	}
-	if err := checkJSON(body); err != nil {
-		p := newProblem(http.StatusBadRequest, "Malformed", "the body is not valid: %v", err)
-		p.Errors = []ProblemField{{Location: err.at(), Message: err.message}}
+	nodes, wrong := checkJSON(body)
+	if wrong != nil {
+		p := newProblem(http.StatusBadRequest, "Malformed", "the body is not valid: %v", wrong)
+		p.Errors = []ProblemField{{Location: wrong.at(), Message: wrong.message}}
 		return nil, p
 	}
+	if err := memory.Take(int64(nodes)*nodeBytes + int64(len(body))*bodyCopies); err != nil {
+		return nil, busy()
+	}
 	return body, nil
+}
+
+const (
+	// requestBytes is what a request takes besides its body: its goroutine, its header, the buffers of its connection.
+	requestBytes = 32 << 10
+	// bodyCopies is how often the text of a body is there at once, besides itself: in what it is decoded to, in the answer that is kept, and
+	// on its way to the API server or to the database.
+	bodyCopies = 4
+)
+
+// readBody reads up to limit+1 bytes, and takes memory for what has come: a body that comes slowly takes little.
+func readBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, error) {
+	const first = 4 << 10
+	body := make([]byte, 0, min(limit+1, max(r.ContentLength+1, 512), first))
+	if err := memory.Take(requestBytes + int64(cap(body))); err != nil {
+		return nil, err
+	}
+	for {
+		if len(body) == cap(body) {
+			larger := min(2*int64(cap(body)), limit+1)
+			if err := memory.Take(larger - int64(cap(body))); err != nil {
+				return nil, err
+			}
+			body = append(make([]byte, 0, larger), body...)
+		}
+		n, err := r.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF), int64(len(body)) > limit:
+			return body, nil
+		case err != nil:
+			return nil, err
+		}
+	}
 }
 
 // checkMedia takes JSON in UTF-8, and nothing that is packed.

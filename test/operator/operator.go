@@ -108,6 +108,8 @@ type Options struct {
 	DatabaseURL string
 	// Args are further flags. Loopback participants are allowed and no leader is elected unless they say otherwise.
 	Args []string
+	// Env is further environment.
+	Env []string
 	// Binary is the program of the workshop to run; the operator of this source by default.
 	Binary string
 	// LogFile keeps its log where somebody can read it afterwards; by default it goes with the workshop.
@@ -133,7 +135,7 @@ func (w *Workshop) Start(ctx context.Context, o Options) (*Process, error) {
 		return nil, err
 	}
 	args := append([]string{"--kubeconfig", path, "--egress-allow", "127.0.0.0/8", "--leader-elect=false", "--health-address", health.Address(), "--metrics-address", "0", "--api-bind-address", "0"}, o.Args...)
-	p, err := w.Run(name, Command{Binary: cmp.Or(o.Binary, "manager"), Args: args, Env: []string{"DATABASE_URL=" + o.DatabaseURL}, LogFile: o.LogFile, Health: "http://" + health.Address() + "/readyz"})
+	p, err := w.Run(name, Command{Binary: cmp.Or(o.Binary, "manager"), Args: args, Env: append([]string{"DATABASE_URL=" + o.DatabaseURL}, o.Env...), LogFile: o.LogFile, Health: "http://" + health.Address() + "/readyz"})
 	if err != nil {
 		health.Release()
 		return nil, err

@@ -25,7 +25,12 @@ type apiConfig struct {
 	Audiences         list
 	InsecureHTTP      bool
 	UserRate          float64
+	KeptBytes         int64
+	MemoryBytes       int64
 }
+
+// minAPIMemory has room for two tenants' largest requests.
+const minAPIMemory = 64 << 20
 
 // off reports whether there is no API.
 func (c *apiConfig) off() bool { return c.Address == "0" || c.Address == "" }
@@ -38,6 +43,10 @@ func (c *apiConfig) check() error {
 		return errors.New("--api-tls-cert-file and --api-tls-key-file belong together")
 	case c.UserRate <= 0:
 		return errors.New("--api-user-rate has to be more than 0")
+	case c.KeptBytes <= 0:
+		return errors.New("--api-kept-bytes has to be more than 0")
+	case c.MemoryBytes < minAPIMemory:
+		return fmt.Errorf("--api-memory-bytes has to be at least %d: a request of the largest size has to fit", minAPIMemory)
 	case c.InsecureHTTP && c.CertFile != "":
 		return errors.New("--api-insecure-http has no use for a certificate")
 	case c.InsecureHTTP:
@@ -57,7 +66,7 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	if err != nil {
 		return err
 	}
-	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease})
+	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease, RealmBytes: c.API.KeptBytes})
 	ops, err := operations.New(operations.Options{
 		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: decider, Callbacks: &engine.Callbacks{Store: store},
 		Watches: c.watches, Logger: log, Metrics: metrics.Registry,
@@ -67,7 +76,7 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	}
 	api, err := server.New(server.Options{
 		Operations: ops, Authenticator: server.NewAuthenticator(kube, c.API.Audiences, nil), Logger: log, Metrics: metrics.Registry, Version: Version,
-		Limits:  server.Limits{UserRate: c.API.UserRate},
+		Limits:  server.Limits{UserRate: c.API.UserRate, Memory: c.API.MemoryBytes},
 		Address: c.API.Address, CertFile: c.API.CertFile, KeyFile: c.API.KeyFile, InsecureHTTP: c.API.InsecureHTTP,
 	})
 	if err != nil {

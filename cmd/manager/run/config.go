@@ -137,6 +137,8 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	c.API.Audiences = list{"saga-operator"}
 	fs.Var(&c.API.Audiences, "api-audiences", "comma-separated `audiences` of the tokens that the API takes; empty for those of the API server itself")
 	fs.Float64Var(&c.API.UserRate, "api-user-rate", 50, "requests to the API that one user may make per second, after a burst of twice as many")
+	fs.Int64Var(&c.API.KeptBytes, "api-kept-bytes", 256<<20, "`bytes` of answers that are kept for 24 hours for one user's idempotency keys in one namespace; new keys are refused beyond")
+	fs.Int64Var(&c.API.MemoryBytes, "api-memory-bytes", 96<<20, "`bytes` that requests to the API take in memory together; half of what others leave is for one tenant")
 	fs.BoolVar(&c.API.InsecureHTTP, "api-insecure-http", false, "serve the API without TLS, on a loopback address only")
 
 	fs.StringVar(&c.HealthAddress, "health-address", ":8081", "`address` of /healthz and /readyz; 0 for none")
