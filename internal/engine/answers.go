@@ -59,7 +59,7 @@ func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, att
 		o.Output, err = plan.Output(r.state, o.Attempt, response)
 	}
 	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
-		o.Kind, o.Reason, o.Message = saga.Unknown, reasonOutput, err.Error()
+		o.Kind, o.Reason, o.Message = saga.Unknown, outputReason(err), err.Error()
 	}
 	return o
 }

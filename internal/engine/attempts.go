@@ -139,11 +139,19 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 	}
 	out, err := plan.Output(s, a, res.Response)
 	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
-		o := fail(saga.Unknown, reasonOutput, err)
+		o := fail(saga.Unknown, outputReason(err), err)
 		o.Over = true
 		return o
 	}
 	return saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: out}
+}
+
+// outputReason is the reason of an action that happened, and whose output is not to be had.
+func outputReason(err error) string {
+	if errors.Is(err, saga.ErrOutputTooLarge) {
+		return saga.ReasonOutputTooLarge
+	}
+	return reasonOutput
 }
 
 var (

@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"fmt"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -94,12 +95,33 @@ func (d *decision) recordOutcomes() {
 		if o.Accepted { // a rollback waits for no answer to an action: what was accepted may happen, and is undone
 			o.Kind, o.Reason, o.Message = Unknown, ReasonNoAnswer, "it was accepted when the saga was rolling back already, which waits for no answer"
 		}
-		if o.Kind == Succeeded {
+		if o = d.withinOutputs(o); o.Kind == Succeeded {
 			d.record(AttemptSucceeded{At: d.at(), Attempt: o.Attempt, Output: o.Output})
 			continue
 		}
 		d.recordFailure(o)
 	}
+}
+
+// ReasonOutputTooLarge is the reason of an action that happened, and whose output is more than a step or a saga may have. Later steps
+// could not read it, so it is undone; asking again would bring the same.
+const ReasonOutputTooLarge = "OutputTooLarge"
+
+// withinOutputs makes a success whose output exceeds what all outputs of a saga may take an unknown outcome.
+func (d *decision) withinOutputs(o Outcome) Outcome {
+	if o.Kind != Succeeded || len(o.Output) == 0 {
+		return o
+	}
+	total := len(o.Output)
+	for i := range d.state.Steps {
+		total += len(d.state.Steps[i].Output)
+	}
+	if total <= MaxSagaOutputBytes {
+		return o
+	}
+	o.Kind, o.Over, o.Output, o.Reason = Unknown, true, nil, ReasonOutputTooLarge
+	o.Message = fmt.Sprintf("it was carried out, but the outputs of the saga's steps would be %d bytes long, more than the limit of %d: keep only what later steps need", total, MaxSagaOutputBytes)
+	return o
 }
 
 // recordFailure records an attempt that ended without success, and what follows it.

@@ -16,6 +16,7 @@ const (
 	MaxNameLength       = 63
 	MaxDefinitionBytes  = 256 << 10
 	MaxOutputBytes      = 256 << 10
+	MaxSagaOutputBytes  = 4 << 20
 	MaxExpressions      = 4_000
 	MaxOutputsPerStep   = 64
 	MaxDependenciesStep = 32

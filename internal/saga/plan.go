@@ -145,6 +145,9 @@ func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
 	return with, nil
 }
 
+// ErrOutputTooLarge says that a step's output is more than is kept.
+var ErrOutputTooLarge = errors.New("the output is too large")
+
 // Output evaluates the outputs of a step over the participant's response. Compensations have none.
 func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMessage, error) {
 	i, ok := p.index[a.Step]
@@ -166,7 +169,7 @@ func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMess
 		return nil, fmt.Errorf("encoding the output of step %q: %w", a.Step, err)
 	}
 	if len(out) > MaxOutputBytes {
-		return nil, fmt.Errorf("the output of step %q is %d bytes long, more than the limit of %d: keep only what later steps need", a.Step, len(out), MaxOutputBytes)
+		return nil, fmt.Errorf("%w: that of step %q is %d bytes long, and the limit is %d: keep only what later steps need", ErrOutputTooLarge, a.Step, len(out), MaxOutputBytes)
 	}
 	return out, nil
 }

@@ -32,7 +32,7 @@ const (
 func next(def *Effect, s *State, o Outcome, now time.Time, random uint64) (Next, time.Time) {
 	dir, f := o.Attempt.Direction, s.effect(o.Attempt.EffectID)
 	final := f.final(o)
-	if def != nil && !final && s.Wants(dir) && o.Reason != ReasonKeyExpired {
+	if def != nil && !final && s.Wants(dir) && o.Reason != ReasonKeyExpired && o.Reason != ReasonOutputTooLarge {
 		switch counted := o.Attempt.Number - f.Before - f.Unsent; {
 		case o.Kind == NotSent:
 			return NextRetry, now.Add(pause(def.Retry, o, f.Unsent+1, random))

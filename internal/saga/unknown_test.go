@@ -1,7 +1,9 @@
 package saga
 
 import (
+	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 )
@@ -221,4 +223,24 @@ func TestOldKeyIsSentAgainWithoutADoubt(t *testing.T) {
 	h.now = h.now.Add(2 * time.Hour)
 	h.decide()
 	h.inFlightAre("a/action")
+}
+
+// TestOutputsOfASagaHaveALimitTogether has steps whose outputs are within theirs.
+func TestOutputsOfASagaHaveALimitTogether(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", undo()), step("b", undo()), step("c", after("a", "b"))}})
+	large := func(step string, bytes int) {
+		h.decide(Outcome{Attempt: h.inFlight(step, Action), Kind: Succeeded, Output: json.RawMessage(`{"x":"` + strings.Repeat("x", bytes-8) + `"}`)})
+	}
+	large("a", MaxSagaOutputBytes-100)
+	h.phaseIs(Running)
+	large("b", 101)
+	h.phaseIs(Compensating)
+	if f := h.state.Failure; f.Step != "b" || f.Reason != ReasonOutputTooLarge {
+		t.Errorf("the failure is %+v", f)
+	}
+	if out := h.state.Step("b").Output; out != nil {
+		t.Errorf("%d bytes are kept of it", len(out))
+	}
+	h.inFlightAre("a/compensation", "b/compensation") // it happened, and is asked no more
 }
