@@ -2,7 +2,10 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -37,31 +40,60 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 			continue // it is for no effect of a saga
 		}
 		if attempt, ok := r.state.RepliedAttempt(id, all[i].Round); ok {
-			outcomes = append(outcomes, e.answered(r, plan, &all[i], attempt))
+			o, err := e.answered(ctx, r, plan, &all[i], attempt)
+			if err != nil {
+				return nil, err
+			}
+			outcomes = append(outcomes, o)
 		}
 	}
 	return outcomes, nil
 }
 
-// answered is what an attempt came to by its answer.
-func (e *Engine) answered(r *running, plan *saga.Plan, a *eventstore.Answer, attempt saga.Attempt) saga.Outcome {
+// replyPatience is how long the evaluation of a reply waits for memory before its saga makes room for others. It is tried again.
+const replyPatience = time.Second
+
+// answered is what an attempt came to by its answer. An error says that the answer could not be evaluated yet.
+func (e *Engine) answered(ctx context.Context, r *running, plan *saga.Plan, a *eventstore.Answer, attempt saga.Attempt) (saga.Outcome, error) {
 	o := saga.Outcome{Attempt: attempt, Kind: saga.Succeeded, Reply: true}
 	if a.Rejected {
 		o.Kind, o.Author, o.Reason, o.Message = saga.Rejected, saga.AuthorParticipant, a.Reason, a.Message
-		return o
+		return o, nil
 	}
-	value, err := expression.Decode(a.Response)
-	response, ok := value.(map[string]any)
-	if err == nil && !ok {
-		err = fmt.Errorf("the answer to %s is not a JSON object", o.Attempt)
-	}
+	ctx, cancel := context.WithTimeout(ctx, replyPatience)
+	defer cancel()
+	response, err := responseOf(a)
 	if err == nil {
-		o.Output, err = plan.Output(r.state, o.Attempt, response)
+		o.Output, err = e.evaluate(ctx, &input{plan: plan, state: r.state}, attempt, r.key.Namespace, response)
+	}
+	if errors.Is(err, errNoMemory) {
+		return o, fmt.Errorf("evaluating the reply to %s: %w", attempt, err)
 	}
 	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
 		o.Kind, o.Reason, o.Message = saga.Unknown, outputReason(err), err.Error()
 	}
-	return o
+	return o, nil
+}
+
+// responseOf is what output expressions see of an answer. Its body is decoded when it is read.
+func responseOf(a *eventstore.Answer) (map[string]any, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(a.Response, &fields); err != nil || fields == nil {
+		return nil, fmt.Errorf("the answer to %s is not a JSON object", a.Step)
+	}
+	response := make(map[string]any, len(fields))
+	for name, raw := range fields {
+		if name == "body" {
+			response[name] = raw
+			continue
+		}
+		value, err := expression.Decode(raw)
+		if err != nil {
+			return nil, err
+		}
+		response[name] = value
+	}
+	return response, nil
 }
 
 // Answered calls yield with the key of every saga that has an answer, or a decision, which nobody has been told of, until there is none. Whoever drives the engine asks now and

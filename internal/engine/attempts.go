@@ -46,8 +46,8 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		cancel()
 		return
 	}
-	state, plan := r.state, r.plan
-	over := state.Step(a.Step).Effect(a.Direction).SentAt.Add(plan.AttemptTimeout(a))
+	in := r.input(a)
+	over := r.state.Step(a.Step).Effect(a.Direction).SentAt.Add(in.plan.AttemptTimeout(a))
 	e.pool.submit(r.key.Namespace, func() {
 		defer cancel()
 		defer e.survive(r.key, "carrying out", a)
@@ -60,9 +60,9 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		}
 		e.metrics.inFlight.Inc()
 		began := time.Now()
-		o := e.carryOut(ctx, plan, state, a, over, func() bool { return r.send(a) })
+		o := e.carryOut(ctx, r.key, in, a, over, func() bool { return r.send(a) })
 		e.metrics.inFlight.Dec()
-		e.metrics.attempt(plan.Kind(a), o, time.Since(began))
+		e.metrics.attempt(in.plan.Kind(a), o, time.Since(began))
 		if r.end(o) {
 			e.tell(r)
 		}
@@ -99,29 +99,30 @@ func (e *Engine) tell(r *running) {
 
 // carryOut does one attempt from rendering to evaluated output, until its time is over. It calls the participant only if send, called
 // immediately before, reports that the attempt is still wanted. Whatever happens in it, it comes to one of the four outcomes.
-func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a saga.Attempt, over time.Time, send func() bool) (o saga.Outcome) {
+func (e *Engine) carryOut(ctx context.Context, key Key, in *input, a saga.Attempt, over time.Time, send func() bool) (o saga.Outcome) {
 	o.Attempt = a
 	defer func() {
 		if p := recover(); p != nil {
-			e.Logger.Error("a participant panicked", "saga", s.Namespace+"/"+s.Name, "attempt", a.String(), "panic", p, "stack", string(debug.Stack()))
+			e.Logger.Error("a participant panicked", "saga", key, "attempt", a.String(), "panic", p, "stack", string(debug.Stack()))
 			o = saga.Outcome{Attempt: a, Kind: saga.Unknown, Reason: reasonPanic, Message: fmt.Sprintf("the participant's code panicked: %v", p)}
 		}
 	}()
-	fail := func(kind saga.OutcomeKind, reason string, err error) saga.Outcome {
-		return saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Author: saga.AuthorOperator}
-	}
-	with, err := plan.Render(s, a)
-	if err != nil {
-		return fail(saga.Rejected, reasonExpression, err) // never sent, and never will be otherwise
-	}
-	who := e.Participants[plan.Kind(a)] // there is one, or there were no plan
 	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
 	ctx, cancel := context.WithTimeout(ctx, over.Sub(e.Clock()))
 	defer cancel()
-	call := participant.Call{
-		Saga: participant.Identity{UID: s.UID, Namespace: s.Namespace, Name: s.Name}, Attempt: a,
-		Key: a.Key(s.UID), With: with, TraceParent: traceParent(s, a),
+	requests, answers := e.budgets.requests.Open(key.Namespace), e.budgets.answers.Open(key.Namespace)
+	defer requests.Close()
+	defer answers.Close()
+	with, failed := e.render(ctx, key, in, a, requests)
+	if failed != nil {
+		return *failed
 	}
+	call := participant.Call{
+		Saga: participant.Identity{UID: key.UID, Namespace: key.Namespace, Name: key.Name}, Attempt: a,
+		Key: a.Key(key.UID), With: with, TraceParent: traceParent(in.state, a), Room: answers.Wait,
+	}
+	in.state = in.plan.ForOutput(in.state, a)
+	who := e.Participants[in.plan.Kind(a)] // there is one, or there were no plan
 	if p, ok := who.(participant.Preparer); ok {
 		if res := p.Prepare(ctx, &call); res != nil {
 			return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author}
@@ -131,17 +132,16 @@ func (e *Engine) carryOut(ctx context.Context, plan *saga.Plan, s saga.State, a 
 		return notSent(a) // it has been taken back, and its outcome is known
 	}
 	res := who.Do(ctx, call)
+	requests.Close()
 	if res.Accepted {
 		return saga.Outcome{Attempt: a, Accepted: true, AnswerWithin: min(res.AnswerWithin, participant.MaxAnswerWithin)}
 	}
 	if res.Kind != saga.Succeeded {
 		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author, Over: res.Over}
 	}
-	out, err := plan.Output(s, a, res.Response)
+	out, err := e.evaluate(ctx, in, a, key.Namespace, res.Response)
 	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
-		o := fail(saga.Unknown, outputReason(err), err)
-		o.Over = true
-		return o
+		return saga.Outcome{Attempt: a, Kind: saga.Unknown, Reason: outputReason(err), Message: err.Error(), Author: saga.AuthorOperator, Over: true}
 	}
 	return saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: out}
 }

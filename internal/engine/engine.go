@@ -28,6 +28,9 @@ const DefaultWorkers = 512
 // payment providers have it.
 const DefaultKeyRetention = 24 * time.Hour
 
+// maxLoads is how many streams are loaded at once: each can be several megabytes.
+const maxLoads = 8
+
 // MaxLabels is how many labels of a saga its messages carry. Each message has them, and each row of the outbox.
 const MaxLabels = 64
 
@@ -85,7 +88,9 @@ type Options struct {
 	// KeyRetention is how long participants remember idempotency keys. An effect that may have happened is not sent again under an older
 	// one. DefaultKeyRetention by default; a negative one means for ever.
 	KeyRetention time.Duration
-	Logger       *slog.Logger
+	// Memory bounds what states, requests and answers take in memory.
+	Memory Memory
+	Logger *slog.Logger
 	// Metrics, where given, gets the engine's metrics.
 	Metrics prometheus.Registerer
 }
@@ -94,6 +99,8 @@ type Options struct {
 type Engine struct {
 	Options
 	pool    *pool
+	budgets *budgets
+	loads   chan struct{} // has room for as many as load a stream at once
 	metrics *metrics
 
 	mu     sync.Mutex
@@ -134,7 +141,7 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, pool: newPool(o.Workers), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, pool: newPool(o.Workers), budgets: newBudgets(o.Memory), loads: make(chan struct{}, maxLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
@@ -166,7 +173,10 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (res Res
 			r.dropState() // the append may have been committed all the same
 			return Result{}, fmt.Errorf("advancing saga %s: %w", key, err)
 		case done:
-			return r.result(), nil
+			res := r.result()
+			r.forgetObject()
+			r.keepState(e.budgets.small)
+			return res, nil
 		}
 	}
 	return Result{}, fmt.Errorf("advancing saga %s: %w: lost %d times in a row", key, errContended, maxRounds)
@@ -342,7 +352,7 @@ func (e *Engine) enter(key Key) (*running, error) {
 	}
 	r := e.sagas[key.UID]
 	if r == nil {
-		r = newRunning(key)
+		r = newRunning(key, e.budgets.states)
 		e.sagas[key.UID] = r
 	}
 	e.advancing.Add(1)

@@ -19,6 +19,12 @@ func StreamOf(uid string) string { return "saga-" + uid }
 
 // load folds a saga's stream.
 func (e *Engine) load(ctx context.Context, r *running) error {
+	select {
+	case e.loads <- struct{}{}:
+		defer func() { <-e.loads }()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting to load its stream: %w", ctx.Err())
+	}
 	const page = 500
 	var state saga.State
 	for {

@@ -2,10 +2,12 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -44,6 +46,7 @@ type running struct {
 	state    saga.State
 	plan     *saga.Plan
 	observed Observation
+	held     *budget.Account // what the state takes between two rounds
 
 	// mu guards what attempts touch when they end.
 	mu       sync.Mutex
@@ -52,8 +55,8 @@ type running struct {
 	attempts map[saga.Attempt]*attempt
 }
 
-func newRunning(key Key) *running {
-	return &running{key: key, turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
+func newRunning(key Key, states *budget.Budget) *running {
+	return &running{key: key, held: states.Open(key.Namespace), turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
 }
 
 // enter waits for the saga's turn; leave ends it.
@@ -94,7 +97,15 @@ func (r *running) setCommitted(s saga.State) {
 }
 
 func (r *running) dropState() {
+	r.held.Close()
 	r.stream, r.state, r.plan = streamUnknown, saga.State{}, nil
+}
+
+// attemptsUnderWay returns the attempts that this process is to carry out.
+func (r *running) attemptsUnderWay() []saga.Attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.attempts))
 }
 
 // waiting returns the outcomes that have arrived and are not recorded yet.
@@ -198,6 +209,13 @@ func (r *running) end(o saga.Outcome) bool {
 		return false
 	}
 	delete(r.attempts, o.Attempt)
+	total := len(o.Output)
+	for i := range r.outcomes {
+		total += len(r.outcomes[i].Output)
+	}
+	if len(o.Output) > 0 {
+		o = o.Within(total) // what waits is not to take more than what is recorded may
+	}
 	r.outcomes = append(r.outcomes, o)
 	return true
 }
@@ -210,4 +228,5 @@ func (r *running) abandon() {
 		at.cancel()
 	}
 	r.attempts = nil
+	r.held.Close()
 }

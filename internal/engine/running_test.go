@@ -3,6 +3,7 @@ package engine
 import (
 	"testing"
 
+	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -22,7 +23,7 @@ func TestRunningStreamTransitions(t *testing.T) {
 		"observed after a loss":    {[]func(*running){(*running).dropState, func(r *running) { r.observe(def) }}, streamUnknown},
 		"observed after a loading": {[]func(*running){func(r *running) { r.setLoaded(saga.State{}) }, func(r *running) { r.observe(def) }}, streamLoaded},
 	} {
-		r := newRunning(Key{})
+		r := newRunning(Key{}, budget.New(1<<20))
 		for _, step := range c.steps {
 			step(r)
 		}

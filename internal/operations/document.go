@@ -37,7 +37,7 @@ type documents struct {
 // DeepCopyObject implements runtime.Object.
 func (d *documents) DeepCopyObject() runtime.Object {
 	out := &documents{TypeMeta: d.TypeMeta, Items: make([]document, len(d.Items))}
-	d.ListMeta.DeepCopyInto(&out.ListMeta)
+	d.DeepCopyInto(&out.ListMeta)
 	for i := range d.Items {
 		out.Items[i] = *d.Items[i].DeepCopyObject().(*document)
 	}

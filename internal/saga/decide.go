@@ -116,6 +116,12 @@ func (d *decision) withinOutputs(o Outcome) Outcome {
 	for i := range d.state.Steps {
 		total += len(d.state.Steps[i].Output)
 	}
+	return o.Within(total)
+}
+
+// Within returns the outcome as it is where so many bytes of output, its own included, are not more than a saga may have, and otherwise as
+// an unknown one.
+func (o Outcome) Within(total int) Outcome {
 	if total <= MaxSagaOutputBytes {
 		return o
 	}

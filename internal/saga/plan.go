@@ -145,6 +145,63 @@ func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
 	return with, nil
 }
 
+// RenderBytes estimates what Render takes in memory beyond the state, in bytes.
+func (p *Plan) RenderBytes(s *State, a Attempt) int64 {
+	i, ok := p.index[a.Step]
+	if !ok {
+		return 0
+	}
+	if a.Direction == Compensation {
+		return p.readBytes(s, p.steps[i].compensation)
+	}
+	return p.readBytes(s, p.steps[i].do)
+}
+
+// OutputBytes estimates what Output takes in memory beyond the state and the response, in bytes. It reports false where there is no output
+// to evaluate, and the response does not matter.
+func (p *Plan) OutputBytes(s *State, a Attempt) (int64, bool) {
+	i, ok := p.index[a.Step]
+	if !ok || a.Direction != Action || p.steps[i].output == nil {
+		return 0, false
+	}
+	return p.readBytes(s, p.steps[i].output), true
+}
+
+// readBytes estimates what a template reads of a saga, decoded.
+func (p *Plan) readBytes(s *State, t *expression.Template) int64 {
+	if t == nil {
+		return 0
+	}
+	var sum int64
+	if t.ReadsInput() {
+		sum += expression.TreeBytes(s.Input)
+	}
+	for _, name := range t.Steps() {
+		if step := s.Step(name); step != nil {
+			sum += expression.TreeBytes(step.Output)
+		}
+	}
+	return sum
+}
+
+// ForOutput returns what Output needs of a state for an attempt, so that the rest need not be kept while a participant takes its time.
+func (p *Plan) ForOutput(s State, a Attempt) State {
+	needed := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name}
+	if _, evaluates := p.OutputBytes(&s, a); !evaluates {
+		return needed
+	}
+	t := p.steps[p.index[a.Step]].output
+	if t.ReadsInput() {
+		needed.Input = s.Input
+	}
+	for _, name := range t.Steps() {
+		if step := s.Step(name); step != nil {
+			needed.Steps = append(needed.Steps, StepState{Name: name, Output: step.Output})
+		}
+	}
+	return needed
+}
+
 // ErrOutputTooLarge says that a step's output is more than is kept.
 var ErrOutputTooLarge = errors.New("the output is too large")
 

@@ -91,6 +91,16 @@ func (s State) ForRow() State {
 	return row
 }
 
+// Bytes estimates what the state takes in memory, without its definition, which sagas share.
+func (s *State) Bytes() int64 {
+	const step, fixed = 1 << 10, 1 << 10
+	sum := int64(fixed + len(s.Input) + len(s.Steps)*step)
+	for i := range s.Steps {
+		sum += int64(len(s.Steps[i].Output))
+	}
+	return sum
+}
+
 // forRow returns an empty state for an effect that no reply can be for, and that no person has had retried.
 func (f *EffectState) forRow() EffectState {
 	if f.Settled() && f.Before == 0 {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strconv"
 	"strings"
@@ -13,6 +14,12 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/ports"
 	"github.com/vextrus/saga-operator/internal/postgres/throwaway"
 	"github.com/vextrus/saga-operator/test/cluster"
@@ -26,6 +33,8 @@ const memoryLimit = 512 << 20
 type target struct {
 	*testing.T
 	process *operator.Process
+	restart func()
+	admin   client.Client
 	address string // of the API
 	tokens  map[string]string
 }
@@ -61,21 +70,35 @@ func newTarget(t *testing.T, users ...string) *target {
 			}
 		}
 	}
-	a.process, err = workshop.Start(t.Context(), operator.Options{
-		Config: kubernetes.Config, DatabaseURL: throwaway.EmptyDatabase(t), Env: []string{"GOMEMLIMIT=" + strconv.Itoa(memoryLimit)},
-		Args: []string{"--api-bind-address", a.address, "--api-insecure-http", "--api-audiences", ""},
-	})
-	if err != nil {
+	scheme := runtime.NewScheme()
+	if err := v1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
+	if a.admin, err = client.New(kubernetes.Config, client.Options{Scheme: scheme}); err != nil {
+		t.Fatal(err)
+	}
+	database := throwaway.EmptyDatabase(t)
+	a.restart = func() {
+		if a.process != nil {
+			a.process.Kill()
+		}
+		a.process, err = workshop.Start(t.Context(), operator.Options{
+			Config: kubernetes.Config, DatabaseURL: database, Env: []string{"GOMEMLIMIT=" + strconv.Itoa(memoryLimit)},
+			Args: []string{"--api-bind-address", a.address, "--api-insecure-http", "--api-audiences", ""},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.process.AwaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.restart()
 	t.Cleanup(func() {
 		if err := a.process.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := a.process.AwaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	return a
 }
 
@@ -241,4 +264,127 @@ func TestAUserOfTheAPICannotTakeTheOperatorDown(t *testing.T) {
 	for _, c := range slow {
 		_ = c.Close()
 	}
+}
+
+// pause is how often something is looked at that is waited for.
+func pause() { <-time.After(100 * time.Millisecond) }
+
+// service is a participant that answers each request with the same JSON.
+func (a *target) service(body string) string {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		if r.Method == http.MethodDelete {
+			return
+		}
+		_, _ = io.WriteString(w, body)
+	}))
+	a.Cleanup(s.Close)
+	return s.URL
+}
+
+// saga creates a saga of some steps side by side.
+func (a *target) saga(namespace, name string, steps ...v1.Step) {
+	a.Helper()
+	s := &v1.Saga{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1.SagaSpec{Steps: steps}}
+	err := a.admin.Create(a.Context(), s)
+	for apierrors.IsServiceUnavailable(err) { // admission learns of a new kind a little later than the storage
+		pause()
+		err = a.admin.Create(a.Context(), s)
+	}
+	if err != nil {
+		a.Fatal(err)
+	}
+}
+
+// stepAt is a step whose output is that of an expression.
+func stepAt(url, name, output string) v1.Step {
+	undo := &v1.Effect{HTTP: &v1.HTTPRequest{Method: http.MethodDelete, URL: url}}
+	return v1.Step{Name: name, Effect: v1.Effect{HTTP: &v1.HTTPRequest{Method: http.MethodPost, URL: url}}, Compensation: undo, Output: map[string]v1.OutputTemplate{"x": v1.OutputTemplate(output)}}
+}
+
+// end waits until all sagas of a namespace have ended, and counts how.
+func (a *target) end(namespace string) map[v1.SagaPhase]int {
+	a.Helper()
+	for deadline := time.Now().Add(patience); ; pause() {
+		var all v1.SagaList
+		if err := a.admin.List(a.Context(), &all, client.InNamespace(namespace)); err != nil {
+			a.Fatal(err)
+		}
+		ended, phases := true, map[v1.SagaPhase]int{}
+		for i := range all.Items {
+			phase := all.Items[i].Status.Phase
+			phases[phase]++
+			ended = ended && (phase == v1.PhaseCompleted || phase == v1.PhaseCompensated)
+		}
+		if ended {
+			return phases
+		}
+		if !a.process.Running() || time.Now().After(deadline) {
+			a.Fatalf("the sagas are %v; the operator says\n%s", phases, a.process.Tail())
+		}
+	}
+}
+
+// TestAnswersCannotTakeTheOperatorDown has many large answers come at once, each of which takes as much memory as possible when it is decoded.
+func TestAnswersCannotTakeTheOperatorDown(t *testing.T) {
+	a := newTarget(t, "hostile")
+	url := a.service(nested(1<<20 - 100))
+	for i := range 10 {
+		steps := make([]v1.Step, 20)
+		for j := range steps {
+			steps[j] = stepAt(url, fmt.Sprintf("s%d", j), "${size(response.body)}")
+		}
+		a.saga("hostile", fmt.Sprintf("large-%d", i), steps...)
+	}
+	phases := a.end("hostile")
+	a.survives(fmt.Sprintf("200 large answers at once (%v)", phases))
+}
+
+// TestOutputsCannotTakeTheOperatorDown has sagas keep as much as they can, and the operator start again while they are unfinished.
+func TestOutputsCannotTakeTheOperatorDown(t *testing.T) {
+	a := newTarget(t, "hostile")
+	url := a.service(`{"x":"` + strings.Repeat("x", 250<<10) + `"}`)
+	const sagas = 10
+	never := a.service(`{"x":1}`)
+	for i := range sagas {
+		steps := make([]v1.Step, 16)
+		for j := range 15 {
+			steps[j] = stepAt(url, fmt.Sprintf("s%d", j), "${response.body.x}")
+		}
+		steps[15] = stepAt(never, "waits", "${response.body.y}") // it never succeeds, and is tried for long
+		steps[15].Retry = &v1.Retry{MaxAttempts: 100, InitialBackoff: &metav1.Duration{Duration: time.Hour}, MaxBackoff: &metav1.Duration{Duration: time.Hour}}
+		a.saga("hostile", fmt.Sprintf("large-%d", i), steps...)
+	}
+	settled := func(s *v1.Saga) bool { return s.Status.Progress == "15/16" }
+	for deadline := time.Now().Add(patience); ; pause() {
+		var all v1.SagaList
+		if err := a.admin.List(t.Context(), &all, client.InNamespace("hostile")); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for i := range all.Items {
+			if settled(&all.Items[i]) {
+				n++
+			}
+		}
+		if n == len(all.Items) {
+			break
+		}
+		if !a.process.Running() || time.Now().After(deadline) {
+			t.Fatalf("%d sagas have come as far as they can; the operator says\n%s", n, a.process.Tail())
+		}
+	}
+	a.survives("sagas of 15 large outputs")
+	a.restart()
+	for i := range sagas {
+		s := &v1.Saga{ObjectMeta: metav1.ObjectMeta{Namespace: "hostile", Name: fmt.Sprintf("large-%d", i)}}
+		if err := a.admin.Patch(t.Context(), s, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"cancel":true}}`))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if phases := a.end("hostile"); phases[v1.PhaseCompensated] != sagas {
+		t.Errorf("the sagas are %v", phases)
+	}
+	a.survives("sagas of 15 large outputs, after a restart")
 }

@@ -95,7 +95,7 @@ func (w *World) startNode(index, life int) *node {
 	var err error
 	n.engine, err = engine.New(engine.Options{
 		Store: store, Participants: kinds, Notify: n.reconciler.Enqueue, Logger: log, Plans: w.Plans,
-		Random: func() uint64 { return n.draw("engine") }, NewID: n.newID, Workers: w.places(n.id), Clock: n.clock,
+		Random: func() uint64 { return n.draw("engine") }, NewID: n.newID, Workers: w.places(n.id), Memory: engine.Memory{States: w.states(n.id)}, Clock: n.clock,
 	})
 	if err != nil {
 		panic(err)
@@ -132,6 +132,14 @@ func (w *World) places(id string) int {
 		return cmp.Or(w.Script.Places, 64)
 	}
 	return pick(w.chance, "places", id, 2, 4, 64)
+}
+
+// states is how many bytes of the states of sagas a node keeps in memory: all, or none, so that it reads each from the store again.
+func (w *World) states(id string) int64 {
+	if w.Script != nil {
+		return 0
+	}
+	return pick[int64](w.chance, "states", id, 0, 1)
 }
 
 // draw gives the product its chance. What is drawn must not depend on what other sagas do, which is not possible for everything that the product draws: the

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/net/http2"
 
 	"github.com/vextrus/saga-operator/internal/egress"
@@ -63,8 +65,8 @@ const smallAnswerBytes = 64 << 10
 // maxPooledBytes keeps a few large answers from holding memory for good.
 const maxPooledBytes = 64 << 10
 
-// outcome reads the answer and says what it means.
-func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) participant.Result {
+// outcome reads the answer and says what it means. room is that of the call.
+func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, room func(context.Context, int64) error) participant.Result {
 	if resp.StatusCode < 200 {
 		// 101: what follows is another protocol, and is not read.
 		return participant.Result{Kind: saga.Unknown, Reason: reason(resp.StatusCode), Message: fmt.Sprintf("an answer that is none (%d)", resp.StatusCode)}
@@ -76,12 +78,10 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) parti
 			buffers.Put(b)
 		}
 	}()
-	release := func() {}
-	defer func() { release() }()
-	readErr := p.read(ctx, b, resp, &release)
+	readErr := p.read(ctx, b, resp, room)
 	var body any
 	if readErr == nil {
-		body = decode(b.Bytes(), resp.Header.Get("Content-Type"))
+		body = kept(b.Bytes(), resp.Header.Get("Content-Type"))
 	}
 	kind, author := judge(resp, isHTML(resp, b.Bytes()))
 	result := participant.Result{
@@ -118,8 +118,8 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response) parti
 // read reads the body to its end, so that the connection can be used again, or to the limit, which also holds for what is compressed
 // and for what it expands to.
 //
-// The large ones have to wait for room: hundreds at once would not fit. release gives it back when nothing of the answer is held any more.
-func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.Response, release *func()) error {
+// The large ones have to wait for room: hundreds at once would not fit.
+func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.Response, room func(context.Context, int64) error) error {
 	if resp.ContentLength > p.limit {
 		return errTooLarge
 	}
@@ -143,10 +143,11 @@ func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.R
 	case err != nil:
 		return err
 	}
-	if err := p.room.Acquire(ctx, p.limit); err != nil {
-		return err
+	if room != nil {
+		if err := room(ctx, p.limit); err != nil {
+			return err
+		}
 	}
-	*release = func() { p.room.Release(p.limit) }
 	_, err := b.ReadFrom(from)
 	return err
 }
@@ -168,18 +169,16 @@ func (l *limited) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// decode keeps JSON as JSON and everything else as text. Many servers send JSON without saying so.
-func decode(raw []byte, contentType string) any {
+// kept is a body as it is kept: JSON as it came, for whoever decodes it if it is read, and everything else as text. Many servers send JSON
+// without saying so.
+func kept(raw []byte, contentType string) any {
 	trimmed := bytes.TrimSpace(raw)
 	if len(trimmed) == 0 {
 		return nil
 	}
 	if strings.Contains(contentType, "json") || trimmed[0] == '{' || trimmed[0] == '[' {
-		if v, err := expression.Decode(trimmed); err == nil {
-			if bytes.Contains(trimmed, []byte(`\u0000`)) {
-				v = withoutNUL(v)
-			}
-			return v
+		if expression.Check(trimmed) == nil {
+			return withoutNUL(trimmed)
 		}
 	}
 	return text(string(raw))
@@ -187,27 +186,31 @@ func decode(raw []byte, contentType string) any {
 
 // text makes valid UTF-8 without NUL, which no text in PostgreSQL can hold.
 func text(s string) string {
-	const replacement = string(unicode.ReplacementChar)
 	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
 }
 
-func withoutNUL(v any) any {
-	switch v := v.(type) {
-	case string:
-		return text(v)
-	case []any:
-		for i := range v {
-			v[i] = withoutNUL(v[i])
+const replacement = string(unicode.ReplacementChar)
+
+// withoutNUL returns a copy of JSON in which no text holds a NUL.
+func withoutNUL(raw []byte) json.RawMessage {
+	if !bytes.Contains(raw, []byte(`\u0000`)) {
+		return slices.Clone(raw)
+	}
+	lenient := []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
+	var out bytes.Buffer
+	from, to := jsontext.NewDecoder(bytes.NewReader(raw), lenient...), jsontext.NewEncoder(&out, lenient...)
+	for {
+		t, err := from.ReadToken()
+		if err != nil { // its end: it has been checked
+			return bytes.TrimSpace(out.Bytes())
 		}
-	case map[string]any:
-		// Sorted, so that of two keys that become one always the same stays.
-		for _, k := range slices.Sorted(maps.Keys(v)) {
-			e := withoutNUL(v[k])
-			delete(v, k)
-			v[text(k)] = e
+		if t.Kind() == '"' {
+			t = jsontext.String(strings.ReplaceAll(t.String(), "\x00", replacement))
+		}
+		if err := to.WriteToken(t); err != nil {
+			return slices.Clone(raw) // it cannot be: the same tokens were read
 		}
 	}
-	return v
 }
 
 // headersOf gives the first value of each header under its name in lower case: the first maxHeaders by name, each cut to 1 KiB.
@@ -328,20 +331,23 @@ func message(resp *nethttp.Response, body any) string {
 
 // explanation finds the sentence in a JSON answer: RFC 9457's detail and title, and what is common besides.
 func explanation(body any) string {
-	m, ok := body.(map[string]any)
+	raw, ok := body.(json.RawMessage)
 	if !ok {
 		return ""
 	}
-	for _, key := range []string{"detail", "message", "error", "title"} {
-		switch v := m[key].(type) {
-		case string:
-			if s := strings.TrimSpace(v); s != "" {
-				return s
-			}
-		case map[string]any:
-			if s, ok := v["message"].(string); ok && strings.TrimSpace(s) != "" {
-				return strings.TrimSpace(s)
-			}
+	var fields struct{ Detail, Message, Error, Title json.RawMessage }
+	if json.Unmarshal(raw, &fields) != nil {
+		return ""
+	}
+	for _, field := range []json.RawMessage{fields.Detail, fields.Message, fields.Error, fields.Title} {
+		var said string
+		if json.Unmarshal(field, &said) != nil {
+			var inner struct{ Message string }
+			_ = json.Unmarshal(field, &inner) // what is neither says nothing
+			said = inner.Message
+		}
+		if said = strings.TrimSpace(said); said != "" {
+			return said
 		}
 	}
 	return ""

@@ -53,8 +53,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/vextrus/saga-operator/internal/egress"
 	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -112,7 +110,6 @@ type Participant struct {
 	transport *nethttp.Transport
 	sender    nethttp.RoundTripper // the transport, unless another was given
 	limit     int64
-	room      *semaphore.Weighted // for answers that are not small
 	userAgent string
 	clock     func() time.Time
 	callbacks Callbacks
@@ -138,7 +135,7 @@ func New(o Options) *Participant {
 		o.Clock = time.Now
 	}
 	p := &Participant{
-		limit: o.MaxAnswerBytes, room: semaphore.NewWeighted(largeAnswers * o.MaxAnswerBytes), userAgent: o.UserAgent, clock: o.Clock, callbacks: o.Callbacks,
+		limit: o.MaxAnswerBytes, userAgent: o.UserAgent, clock: o.Clock, callbacks: o.Callbacks,
 		// The transport alone, without a client: no redirects, no cookies, no credentials from a URL. Proxy stays nil: a proxy would do
 		// the connecting, and the egress policy would judge the proxy's address.
 		transport: &nethttp.Transport{
@@ -158,9 +155,6 @@ func New(o Options) *Participant {
 	}
 	return p
 }
-
-// largeAnswers is how many answers of the largest size are held at once. All others together are smaller than these.
-const largeAnswers = 16
 
 // Close closes idle connections. Calls in flight are not affected.
 func (p *Participant) Close() { p.transport.CloseIdleConnections() }
@@ -228,7 +222,7 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 		return failed(ctx, err, sent.Load())
 	}
 	defer resp.Body.Close()
-	result := p.outcome(ctx, resp)
+	result := p.outcome(ctx, resp, call.Room)
 	if within > 0 && resp.StatusCode == nethttp.StatusAccepted {
 		return participant.Result{Accepted: true, AnswerWithin: within} // whatever became of its body: the answer is still to come
 	}
