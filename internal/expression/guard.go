@@ -25,8 +25,8 @@ import (
 //   - whatever an expression makes, beyond what it only points at, is charged to a budget per evaluation (charged);
 //   - a regular expression is bounded by its own size times that of its text (matches).
 const (
-	maxWork         = 4 << 20  // element comparisons or text steps of one call
-	maxRegexWork    = 64 << 20 // bytes of text times instructions of the program
+	maxWork         = 4 << 20                     // element comparisons or text steps of one call
+	maxRegexWork    = regexStepsPerCost * maxCost // bytes of text times instructions of the program
 	maxRegexProgram = 1000
 	bytesPerNode    = 32 // a string counts as one node for every so many bytes
 )
@@ -188,14 +188,7 @@ func estimateSearch(args []ref.Val) error {
 
 // estimatePairs is for functions that compare each element with each.
 func estimatePairs(args []ref.Val) error {
-	elements, weight := 1, 1
-	for _, a := range args {
-		if l, ok := a.(traits.Lister); ok {
-			elements = max(elements, int(l.Size().(types.Int)))
-		}
-		weight += weigh(a, maxWork)
-	}
-	if elements*weight > maxWork {
+	if pairWork(args) > maxWork {
 		return errTooMuchWork
 	}
 	return nil

@@ -153,7 +153,7 @@ func newEnvironment(variables ...string) *environment {
 	if err != nil {
 		panic("expression: the CEL environment is broken: " + err.Error())
 	}
-	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostLimit(maxCost), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
+	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostTracking(tariff{}), cel.CostLimit(maxCost), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
 }
 
 // compile turns one expression into a program.
