@@ -1,5 +1,6 @@
-// Package budget shares memory, or whatever else there is a limited amount of, between tenants. A tenant has at most half of what the
-// others leave: so there is always some for one who has none yet, and one who is alone can still do much.
+// Package budget shares a limited amount, such as bytes of memory, between tenants. A tenant holds
+// at most half of what the other tenants leave. A new tenant therefore always finds some of the
+// budget free, and a single tenant can use up to half of it.
 package budget
 
 import (
@@ -11,78 +12,84 @@ import (
 
 // Errors; test with errors.Is.
 var (
-	// ErrNone says that there is not so much left at the moment.
-	ErrNone = errors.New("there is no memory left for it at the moment")
-	// ErrNever says that somebody has asked for more than they could ever have.
-	ErrNever = errors.New("it takes more memory than one may have")
+	// ErrExhausted says that the tenant cannot have the amount at the moment.
+	ErrExhausted = errors.New("the tenant's share of the memory budget is exhausted")
+	// ErrTooLarge says that the amount exceeds half of the budget, so that no tenant ever gets it.
+	ErrTooLarge = errors.New("the amount is larger than a tenant's share of the memory budget")
 )
 
 // Budget is an amount that tenants share. It is safe for concurrent use.
 type Budget struct {
 	total int64
 
-	mu      sync.Mutex
-	used    int64
-	by      map[string]int64
-	waiting list.List // of *waiter, who has waited for longest first
+	mu       sync.Mutex
+	used     int64
+	byTenant map[string]int64
+	waiting  list.List // of *waiter; the one that has waited longest is at the front
 }
 
-// New returns a budget of so much, in bytes if it is memory.
-func New(total int64) *Budget { return &Budget{total: total, by: map[string]int64{}} }
+// New returns a budget of total units, for example bytes.
+func New(total int64) *Budget { return &Budget{total: total, byTenant: map[string]int64{}} }
 
-// Used is how much of it has been taken.
+// Used returns the amount that all accounts hold together.
 func (b *Budget) Used() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used
 }
 
-// Account is what one job has taken. It is safe for concurrent use.
+// Account is the amount that one job of a tenant holds. It is safe for concurrent use.
 type Account struct {
-	of     *Budget
-	tenant string // guarded by of.mu, as all of it
+	budget *Budget
+	tenant string // guarded by budget.mu, as are all fields below
 	taken  int64
 }
 
-// waiter is somebody who waits for their turn.
+// waiter is a call of [Account.Wait] that has not been granted its amount yet.
 type waiter struct {
 	account *Account
 	amount  int64
 	granted chan struct{}
 }
 
-// Open returns an account of a tenant, on which nothing is taken.
-func (b *Budget) Open(tenant string) *Account { return &Account{of: b, tenant: tenant} }
+// Open returns an empty account of a tenant.
+func (b *Budget) Open(tenant string) *Account { return &Account{budget: b, tenant: tenant} }
 
-// Belong says whose the account is, where that was not known when it was opened. Nothing may have been taken yet.
-func (a *Account) Belong(tenant string) {
-	a.of.mu.Lock()
-	defer a.of.mu.Unlock()
+// SetTenant assigns the account to a tenant that was not known when the account was opened. The
+// account must be empty.
+func (a *Account) SetTenant(tenant string) {
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
 	a.tenant = tenant
 }
 
-// Take takes so much more, or fails with ErrNone and takes nothing.
+// Take adds amount to the account. It never waits: if the amount does not fit, it takes nothing and
+// fails with [ErrExhausted].
 func (a *Account) Take(amount int64) error {
-	a.of.mu.Lock()
-	defer a.of.mu.Unlock()
-	if !a.of.fits(a.tenant, amount) {
-		return ErrNone
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
+	if !a.budget.fits(a.tenant, amount) {
+		return ErrExhausted
 	}
-	a.of.add(a, amount)
+	a.budget.add(a, amount)
 	return nil
 }
 
-// Wait takes so much more as soon as it can be had, and fails when ctx has ended before. Who waits for as much as nobody can have gets
-// ErrNever at once. Who holds something of one budget while they wait for more of the same can wait for each other: take everything that
-// a job needs in one go, or from several budgets in an order that is the same everywhere.
+// Wait adds amount to the account as soon as it fits. Calls of one tenant are served in order; they
+// do not delay other tenants. Wait fails with [ErrTooLarge] immediately if amount exceeds half of
+// the budget, and with the error of ctx if ctx ends first.
+//
+// Two jobs that each hold a part of a budget while they wait for more of it can deadlock. A job
+// takes everything that it needs of a budget in one call, and from several budgets in an order that
+// is the same everywhere.
 func (a *Account) Wait(ctx context.Context, amount int64) error {
-	b := a.of
+	b := a.budget
 	b.mu.Lock()
 	if amount > b.total/2 {
 		b.mu.Unlock()
-		return ErrNever
+		return ErrTooLarge
 	}
-	if b.fits(a.tenant, amount) && !b.before(a.tenant) {
+	if b.fits(a.tenant, amount) && !b.hasWaiter(a.tenant) {
 		b.add(a, amount)
 		b.mu.Unlock()
 		return nil
@@ -98,36 +105,36 @@ func (a *Account) Wait(ctx context.Context, amount int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
-	case <-w.granted: // at the same moment
+	case <-w.granted: // ctx ended at the same moment
 		return nil
 	default:
 		b.waiting.Remove(place)
-		b.grant() // somebody may have waited behind
+		b.grant() // a later call of the tenant may fit now
 		return ctx.Err()
 	}
 }
 
-// Keep gives back what is taken beyond an amount.
-func (a *Account) Keep(amount int64) {
-	a.of.mu.Lock()
-	defer a.of.mu.Unlock()
+// ShrinkTo gives back everything that the account holds above amount.
+func (a *Account) ShrinkTo(amount int64) {
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
 	if amount < a.taken {
-		a.of.add(a, amount-a.taken)
-		a.of.grant()
+		a.budget.add(a, amount-a.taken)
+		a.budget.grant()
 	}
 }
 
-// Close gives everything back. The account can be used again.
-func (a *Account) Close() { a.Keep(0) }
+// Close gives back everything that the account holds. The account can be used again.
+func (a *Account) Close() { a.ShrinkTo(0) }
 
-// fits is called with the lock held, as all that follow are.
+// fits reports whether a tenant may take amount more. b.mu is held, as in all methods below.
 func (b *Budget) fits(tenant string, amount int64) bool {
-	own := b.by[tenant]
+	own := b.byTenant[tenant]
 	return own+amount <= (b.total-(b.used-own))/2
 }
 
-// before reports whether somebody of the same tenant waits already.
-func (b *Budget) before(tenant string) bool {
+// hasWaiter reports whether a call of the tenant is waiting.
+func (b *Budget) hasWaiter(tenant string) bool {
 	for e := b.waiting.Front(); e != nil; e = e.Next() {
 		if e.Value.(*waiter).account.tenant == tenant {
 			return true
@@ -136,28 +143,30 @@ func (b *Budget) before(tenant string) bool {
 	return false
 }
 
-// grant lets those go on who have waited for longest, each tenant's in their order.
+// grant serves all waiters whose amount fits, the oldest first. A waiter that does not fit blocks
+// the later waiters of its tenant only.
 func (b *Budget) grant() {
-	stuck := map[string]bool{}
+	blocked := map[string]bool{}
 	for e := b.waiting.Front(); e != nil; {
 		next, w := e.Next(), e.Value.(*waiter)
 		switch tenant := w.account.tenant; {
-		case stuck[tenant]:
+		case blocked[tenant]:
 		case b.fits(tenant, w.amount):
 			b.add(w.account, w.amount)
 			b.waiting.Remove(e)
 			close(w.granted)
 		default:
-			stuck[tenant] = true
+			blocked[tenant] = true
 		}
 		e = next
 	}
 }
 
+// add changes what an account holds by amount, which may be negative.
 func (b *Budget) add(a *Account, amount int64) {
 	a.taken += amount
 	b.used += amount
-	if b.by[a.tenant] += amount; b.by[a.tenant] == 0 {
-		delete(b.by, a.tenant)
+	if b.byTenant[a.tenant] += amount; b.byTenant[a.tenant] == 0 {
+		delete(b.byTenant, a.tenant)
 	}
 }

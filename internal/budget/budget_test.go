@@ -9,42 +9,42 @@ import (
 	"github.com/vextrus/saga-operator/internal/budget"
 )
 
-func takes(t *testing.T, a *budget.Account, amount int64, want error) {
+func checkTake(t *testing.T, a *budget.Account, amount int64, want error) {
 	t.Helper()
 	if err := a.Take(amount); !errors.Is(err, want) {
-		t.Errorf("taking %d: %v, want %v", amount, err, want)
+		t.Errorf("Take(%d) = %v, want %v", amount, err, want)
 	}
 }
 
-func TestATenantHasHalfOfWhatTheOthersLeave(t *testing.T) {
+func TestTakeLimitsTenantToHalfOfTheRest(t *testing.T) {
 	t.Parallel()
 	b := budget.New(1000)
-	ada, hers, grace := b.Open("ada"), b.Open("ada"), b.Open("")
-	grace.Belong("grace")
-	takes(t, ada, 400, nil)
-	takes(t, hers, 101, budget.ErrNone) // two jobs of hers are one tenant
-	takes(t, hers, 100, nil)
-	takes(t, grace, 251, budget.ErrNone)
-	takes(t, grace, 250, nil)
-	takes(t, ada, 1, budget.ErrNone)
+	ada, ada2, grace := b.Open("ada"), b.Open("ada"), b.Open("")
+	grace.SetTenant("grace")
+	checkTake(t, ada, 400, nil)
+	checkTake(t, ada2, 101, budget.ErrExhausted) // both accounts of ada count as one tenant
+	checkTake(t, ada2, 100, nil)
+	checkTake(t, grace, 251, budget.ErrExhausted)
+	checkTake(t, grace, 250, nil)
+	checkTake(t, ada, 1, budget.ErrExhausted)
 	ada.Close()
 	ada.Close()
-	takes(t, grace, 200, nil)
-	grace.Keep(50)
-	takes(t, hers, 375, nil)
-	hers.Close()
+	checkTake(t, grace, 200, nil)
+	grace.ShrinkTo(50)
+	checkTake(t, ada2, 375, nil)
+	ada2.Close()
 	grace.Close()
 	if used := b.Used(); used != 0 {
-		t.Errorf("%d is taken when nobody has anything", used)
+		t.Errorf("used = %d after all accounts were closed, want 0", used)
 	}
 }
 
-func TestWhoWaitsIsServedInOrderAndHoldsUpNoOtherTenant(t *testing.T) {
+func TestWaitKeepsOrderWithinTenant(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := budget.New(1000)
 		holder := b.Open("ada")
-		takes(t, holder, 450, nil)
+		checkTake(t, holder, 450, nil)
 		served := make(chan string, 3)
 		wait := func(tenant, name string, amount int64) {
 			go func() {
@@ -58,45 +58,45 @@ func TestWhoWaitsIsServedInOrderAndHoldsUpNoOtherTenant(t *testing.T) {
 			synctest.Wait()
 		}
 		wait("ada", "large", 300)
-		wait("ada", "small", 10) // it would fit, and is not before the large one
+		wait("ada", "small", 10) // fits, but must not overtake large
 		wait("grace", "other", 100)
 		if first := <-served; first != "other" || len(served) > 0 {
-			t.Fatalf("served are %s and %d more, want other alone", first, len(served))
+			t.Fatalf("served %s and %d more, want other only", first, len(served))
 		}
 		holder.Close()
 		synctest.Wait()
 		if len(served) != 2 || b.Used() != 0 {
-			t.Errorf("%d are served when nobody holds anything, and %d is left taken", len(served), b.Used())
+			t.Errorf("served %d after the holder was closed, want 2; used = %d, want 0", len(served), b.Used())
 		}
 	})
 }
 
-func TestWhoGivesUpHoldsNobodyUp(t *testing.T) {
+func TestWaitCancelledUnblocksNextWaiter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := budget.New(1000)
 		holder := b.Open("ada")
-		takes(t, holder, 450, nil)
+		checkTake(t, holder, 450, nil)
 		ctx, cancel := context.WithCancel(t.Context())
-		gaveUp := make(chan error, 1)
-		go func() { gaveUp <- b.Open("ada").Wait(ctx, 300) }()
+		cancelled := make(chan error, 1)
+		go func() { cancelled <- b.Open("ada").Wait(ctx, 300) }()
 		synctest.Wait()
 		served := make(chan error, 1)
 		go func() { served <- b.Open("ada").Wait(t.Context(), 10) }()
 		synctest.Wait()
 		cancel()
-		if err := <-gaveUp; !errors.Is(err, context.Canceled) {
-			t.Errorf("who gave up got %v", err)
+		if err := <-cancelled; !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled wait: %v, want %v", err, context.Canceled)
 		}
 		if err := <-served; err != nil {
-			t.Errorf("who waited behind got %v", err)
+			t.Errorf("next wait: %v", err)
 		}
 	})
 }
 
-func TestWhatCanNeverBeHadIsRefusedAtOnce(t *testing.T) {
+func TestWaitFailsAtOnceIfTooLarge(t *testing.T) {
 	t.Parallel()
-	if err := budget.New(1000).Open("ada").Wait(t.Context(), 501); !errors.Is(err, budget.ErrNever) {
-		t.Errorf("got %v", err)
+	if err := budget.New(1000).Open("ada").Wait(t.Context(), 501); !errors.Is(err, budget.ErrTooLarge) {
+		t.Errorf("Wait = %v, want %v", err, budget.ErrTooLarge)
 	}
 }

@@ -50,36 +50,39 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 	return outcomes, nil
 }
 
-// replyPatience is how long the evaluation of a reply waits for memory before its saga makes room for others. It is tried again.
-const replyPatience = time.Second
+// replyMemoryTimeout bounds how long a reply waits for memory in one Advance. A reply that gets
+// none is evaluated by a later Advance.
+const replyMemoryTimeout = time.Second
 
-// answered is what an attempt came to by its answer. An error says that the answer could not be evaluated yet.
+// answered returns the outcome of an attempt that was accepted and has a reply. It returns an error
+// that wraps errNoMemory if there was no memory to evaluate the reply.
 func (e *Engine) answered(ctx context.Context, r *running, plan *saga.Plan, a *eventstore.Answer, attempt saga.Attempt) (saga.Outcome, error) {
 	o := saga.Outcome{Attempt: attempt, Kind: saga.Succeeded, Reply: true}
 	if a.Rejected {
 		o.Kind, o.Author, o.Reason, o.Message = saga.Rejected, saga.AuthorParticipant, a.Reason, a.Message
 		return o, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, replyPatience)
+	ctx, cancel := context.WithTimeout(ctx, replyMemoryTimeout)
 	defer cancel()
-	response, err := responseOf(a)
+	response, err := decodeReply(a)
 	if err == nil {
-		o.Output, err = e.evaluate(ctx, &input{plan: plan, state: r.state}, attempt, r.key.Namespace, response)
+		o.Output, err = e.evaluate(ctx, &attemptInput{plan: plan, state: r.state}, attempt, r.key.Namespace, response)
 	}
 	if errors.Is(err, errNoMemory) {
 		return o, fmt.Errorf("evaluating the reply to %s: %w", attempt, err)
 	}
-	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
+	if err != nil { // the action happened, but its output is unavailable to later steps
 		o.Kind, o.Reason, o.Message = saga.Unknown, outputReason(err), err.Error()
 	}
 	return o, nil
 }
 
-// responseOf is what output expressions see of an answer. Its body is decoded when it is read.
-func responseOf(a *eventstore.Answer) (map[string]any, error) {
+// decodeReply returns the response that output expressions read of a reply. Its body stays a
+// json.RawMessage; [Engine.evaluate] decodes it if the step has an output.
+func decodeReply(a *eventstore.Answer) (map[string]any, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(a.Response, &fields); err != nil || fields == nil {
-		return nil, fmt.Errorf("the answer to %s is not a JSON object", a.Step)
+		return nil, fmt.Errorf("the reply to %s is not a JSON object", a.Step)
 	}
 	response := make(map[string]any, len(fields))
 	for name, raw := range fields {

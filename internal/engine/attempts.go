@@ -46,7 +46,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		cancel()
 		return
 	}
-	in := r.input(a)
+	in := r.attemptInput(a)
 	over := r.state.Step(a.Step).Effect(a.Direction).SentAt.Add(in.plan.AttemptTimeout(a))
 	e.pool.submit(r.key.Namespace, func() {
 		defer cancel()
@@ -99,7 +99,7 @@ func (e *Engine) tell(r *running) {
 
 // carryOut does one attempt from rendering to evaluated output, until its time is over. It calls the participant only if send, called
 // immediately before, reports that the attempt is still wanted. Whatever happens in it, it comes to one of the four outcomes.
-func (e *Engine) carryOut(ctx context.Context, key Key, in *input, a saga.Attempt, over time.Time, send func() bool) (o saga.Outcome) {
+func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga.Attempt, over time.Time, send func() bool) (o saga.Outcome) {
 	o.Attempt = a
 	defer func() {
 		if p := recover(); p != nil {
@@ -110,19 +110,19 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *input, a saga.Attemp
 	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
 	ctx, cancel := context.WithTimeout(ctx, over.Sub(e.Clock()))
 	defer cancel()
-	requests, answers := e.budgets.requests.Open(key.Namespace), e.budgets.answers.Open(key.Namespace)
+	requests, responses := e.budgets.requests.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
 	defer requests.Close()
-	defer answers.Close()
+	defer responses.Close()
 	with, failed := e.render(ctx, key, in, a, requests)
 	if failed != nil {
 		return *failed
 	}
 	call := participant.Call{
 		Saga: participant.Identity{UID: key.UID, Namespace: key.Namespace, Name: key.Name}, Attempt: a,
-		Key: a.Key(key.UID), With: with, TraceParent: traceParent(in.state, a), Room: answers.Wait,
+		Key: a.Key(key.UID), With: with, TraceParent: traceParent(in.state, a), ReserveMemory: responses.Wait,
 	}
-	in.state = in.plan.ForOutput(in.state, a)
-	who := e.Participants[in.plan.Kind(a)] // there is one, or there were no plan
+	in.state = in.plan.OutputState(in.state, a)
+	who := e.Participants[in.plan.Kind(a)] // registered: the plan has been checked for it
 	if p, ok := who.(participant.Preparer); ok {
 		if res := p.Prepare(ctx, &call); res != nil {
 			return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author}
@@ -140,13 +140,14 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *input, a saga.Attemp
 		return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author, Over: res.Over}
 	}
 	out, err := e.evaluate(ctx, in, a, key.Namespace, res.Response)
-	if err != nil { // it happened, but what later steps need is not to be had: the same as not knowing
+	if err != nil { // the action happened, but its output is unavailable to later steps
 		return saga.Outcome{Attempt: a, Kind: saga.Unknown, Reason: outputReason(err), Message: err.Error(), Author: saga.AuthorOperator, Over: true}
 	}
 	return saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: out}
 }
 
-// outputReason is the reason of an action that happened, and whose output is not to be had.
+// outputReason returns the reason of an action that happened, but whose output could not be
+// evaluated.
 func outputReason(err error) string {
 	if errors.Is(err, saga.ErrOutputTooLarge) {
 		return saga.ReasonOutputTooLarge

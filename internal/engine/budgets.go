@@ -12,120 +12,140 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// Memory is what sagas may take in memory, in bytes, estimated as decoded; 0 is DefaultMemory. Each namespace has at most half of what the
-// others leave.
+// Memory has limits for the memory of sagas, in bytes. Sizes are estimates for decoded values. A
+// limit of 0 or less means DefaultMemory. The sagas of a namespace can use at most half of the
+// memory that other namespaces do not use.
 type Memory struct {
-	// States is for the states of sagas between two rounds. What does not fit is read again from its stream.
+	// States limits the states that are kept between two calls of Advance. A state that does not
+	// fit is loaded from its stream again.
 	States int64
-	// Requests is for rendered settings, until their participant has answered, and for what templates read while they are rendered; Answers
-	// for what participants answered; Evaluation for answers as trees. Attempts wait for them, in their own time.
-	Requests, Answers, Evaluation int64
+	// Requests limits the rendered settings of attempts, from rendering until the participant has
+	// responded. It also covers the values that templates read during rendering. Responses limits
+	// the bodies of large responses, and Evaluation limits decoded responses. An attempt waits for
+	// these three; its timeout keeps running.
+	Requests, Responses, Evaluation int64
 }
 
-// DefaultMemory is each part of Memory that is not given.
+// DefaultMemory is the default of each limit in [Memory], in bytes.
 const DefaultMemory = 48 << 20
 
-// budgets share out Memory.
+// budgets enforces the limits of [Memory].
 //
-// An attempt takes from requests, answers and evaluation in this order, each once, and gives what it has of evaluation back without waiting
-// for anything else: so no two wait for each other.
+// An attempt takes memory from requests, responses and evaluation, in this order and at most once
+// from each. It releases evaluation memory without waiting for another budget. Attempts therefore
+// cannot deadlock.
 type budgets struct {
-	states, requests, answers, evaluation *budget.Budget
-	// small is how large the state of an idle saga may be that is kept.
-	small int64
+	states, requests, responses, evaluation *budget.Budget
+	// maxIdleState is the largest state of an idle saga that is kept, in bytes.
+	maxIdleState int64
 }
 
 func newBudgets(m Memory) *budgets {
-	of := func(bytes int64) *budget.Budget { return budget.New(cmp.Or(max(bytes, 0), DefaultMemory)) }
+	limit := func(bytes int64) int64 { return cmp.Or(max(bytes, 0), DefaultMemory) }
 	const share = 16
 	return &budgets{
-		states: of(m.States), requests: of(m.Requests), answers: of(m.Answers), evaluation: of(m.Evaluation), small: min(smallState, cmp.Or(max(m.States, 0), DefaultMemory)/share),
+		states: budget.New(limit(m.States)), requests: budget.New(limit(m.Requests)),
+		responses: budget.New(limit(m.Responses)), evaluation: budget.New(limit(m.Evaluation)),
+		maxIdleState: min(smallStateBytes, limit(m.States)/share),
 	}
 }
 
-// keepState decides whether the state of a saga stays in memory until its next round. That of an idle saga does if it is small.
-func (r *running) keepState(small int64) {
+// keepOrDropState keeps the state in memory for the next Advance if the budget has memory for it,
+// and drops it otherwise. A saga without attempts is idle; its state is kept only if it takes at
+// most maxIdle bytes.
+func (r *running) keepOrDropState(maxIdle int64) {
 	size := r.state.Bytes()
 	idle := len(r.attemptsUnderWay()) == 0
-	if r.stream == streamLoaded && (!idle || size <= small) {
-		r.held.Close()
-		if r.held.Take(size) == nil {
+	if r.stream == streamLoaded && (!idle || size <= maxIdle) {
+		r.stateAccount.Close()
+		if r.stateAccount.Take(size) == nil {
 			return
 		}
 	}
-	r.held.Close()
+	r.stateAccount.Close()
 	if r.stream == streamLoaded {
 		r.dropState()
 	}
 }
 
-// forgetObject lets go of what the object of a saga said, once the saga has started: it is recorded.
-func (r *running) forgetObject() {
+// dropObservedSpec drops the observed definition and input of a saga that has started: its stream
+// has recorded them.
+func (r *running) dropObservedSpec() {
 	if r.state.Version > 0 {
 		r.observed.Definition, r.observed.Input = nil, nil
 	}
 }
 
-// smallState is how large the state of a saga may be that is kept although it is idle, and for attempts that wait for a place.
-const smallState = 16 << 10
+// smallStateBytes is the largest state that is kept for an idle saga, and for each attempt that
+// waits for a place in the pool.
+const smallStateBytes = 16 << 10
 
-// input is what an attempt is carried out with. It lets go of what is not needed any more.
-type input struct {
+// attemptInput has the plan and the state that an attempt reads.
+type attemptInput struct {
 	plan *saga.Plan
-	// state is missing if it is large, until the attempt has its place: any number may wait for one.
+	// state has Version 0 if it takes more than smallStateBytes. It is then loaded when the attempt
+	// gets a place in the pool, because the number of waiting attempts is unlimited. It is reduced
+	// to the values that the output reads before the participant is called.
 	state saga.State
-	// bytes is what rendering takes, with the state.
+	// bytes is the memory that rendering takes, including the state.
 	bytes int64
 }
 
-func (r *running) input(a saga.Attempt) *input {
-	in := &input{plan: r.plan, state: r.state, bytes: r.state.Bytes() + r.plan.RenderBytes(&r.state, a)}
-	if r.state.Bytes() > smallState {
+func (r *running) attemptInput(a saga.Attempt) *attemptInput {
+	in := &attemptInput{plan: r.plan, state: r.state, bytes: r.state.Bytes() + r.plan.RenderBytes(&r.state, a)}
+	if r.state.Bytes() > smallStateBytes {
 		in.state = saga.State{}
 	}
 	return in
 }
 
-var errNoMemory = errors.New("no memory came free")
+var errNoMemory = errors.New("no memory became available")
 
 const (
+	// reasonNoMemory is the reason of an attempt that was not sent because no memory was available
+	// for it.
 	reasonNoMemory = "NoMemory"
-	// reasonInputTooLarge is the reason of an effect whose templates read more than can ever be decoded at once.
+	// reasonInputTooLarge is the reason of an effect whose templates read values that take more
+	// than half of Memory.Requests once decoded.
 	reasonInputTooLarge = "InputTooLarge"
 )
 
-// render renders the settings of an attempt. It waits for the memory that this takes, and keeps on the account what the settings take.
-func (e *Engine) render(ctx context.Context, key Key, in *input, a saga.Attempt, requests *budget.Account) (map[string]any, *saga.Outcome) {
-	end := func(kind saga.OutcomeKind, reason string, err error) *saga.Outcome {
+// render waits for memory, loads the state if necessary, and renders the settings of an attempt.
+// The memory of the settings stays on the account. If rendering fails, render returns the outcome
+// of the attempt.
+func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.Attempt, requests *budget.Account) (map[string]any, *saga.Outcome) {
+	failed := func(kind saga.OutcomeKind, reason string, err error) *saga.Outcome {
 		return &saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Author: saga.AuthorOperator}
 	}
 	switch err := requests.Wait(ctx, in.bytes); {
-	case errors.Is(err, budget.ErrNever):
-		return nil, end(saga.Rejected, reasonInputTooLarge, fmt.Errorf("rendering %s: what its templates read is too large: %w", a.EffectID, err))
+	case errors.Is(err, budget.ErrTooLarge):
+		return nil, failed(saga.Rejected, reasonInputTooLarge, fmt.Errorf("rendering %s: the input and outputs that its expressions read are too large to decode: %w", a.EffectID, err))
 	case err != nil:
-		return nil, end(saga.NotSent, reasonNoMemory, fmt.Errorf("the participant was not called for this attempt: no memory came free to render it in time: %w", err))
+		return nil, failed(saga.NotSent, reasonNoMemory, fmt.Errorf("the participant was not called for this attempt: waiting for memory to render the request: %w", err))
 	}
 	if in.state.Version == 0 {
 		r := newRunning(key, e.budgets.states)
 		if err := e.load(ctx, r); err != nil {
-			return nil, end(saga.NotSent, reasonNotSent, fmt.Errorf("the participant was not called for this attempt: reading the saga: %w", err))
+			return nil, failed(saga.NotSent, reasonNotSent, fmt.Errorf("the participant was not called for this attempt: loading the saga: %w", err))
 		}
 		in.state = r.state
 	}
 	with, err := in.plan.Render(in.state, a)
 	if err != nil {
-		return nil, end(saga.Rejected, reasonExpression, err) // never sent, and never will be otherwise
+		return nil, failed(saga.Rejected, reasonExpression, err) // never sent, and a retry would fail in the same way
 	}
 	size := expression.ValueBytes(with)
-	requests.Keep(size)
+	requests.ShrinkTo(size)
 	if more := size - in.bytes; more > 0 && requests.Take(more) != nil {
-		return nil, end(saga.NotSent, reasonNoMemory, errors.New("the participant was not called for this attempt: there was no memory for its request"))
+		return nil, failed(saga.NotSent, reasonNoMemory, errors.New("the participant was not called for this attempt: no memory was available for the request"))
 	}
 	return with, nil
 }
 
-// evaluate returns the output of an attempt that has succeeded, once there is memory for it.
-func (e *Engine) evaluate(ctx context.Context, in *input, a saga.Attempt, namespace string, response map[string]any) (json.RawMessage, error) {
+// evaluate waits for memory and returns the output of an attempt that has succeeded. It returns
+// errNoMemory if ctx ends first, and saga.ErrOutputTooLarge if the decoded values take more than
+// half of Memory.Evaluation.
+func (e *Engine) evaluate(ctx context.Context, in *attemptInput, a saga.Attempt, namespace string, response map[string]any) (json.RawMessage, error) {
 	need, evaluates := in.plan.OutputBytes(&in.state, a)
 	if !evaluates {
 		return nil, nil
@@ -137,15 +157,15 @@ func (e *Engine) evaluate(ctx context.Context, in *input, a saga.Attempt, namesp
 	account := e.budgets.evaluation.Open(namespace)
 	defer account.Close()
 	switch err := account.Wait(ctx, need); {
-	case errors.Is(err, budget.ErrNever):
-		return nil, fmt.Errorf("%w: the answer has too many values to be decoded: %w", saga.ErrOutputTooLarge, err)
+	case errors.Is(err, budget.ErrTooLarge):
+		return nil, fmt.Errorf("%w: the response has too many values to decode: %w", saga.ErrOutputTooLarge, err)
 	case err != nil:
-		return nil, fmt.Errorf("%w to evaluate the output in time: %w", errNoMemory, err)
+		return nil, fmt.Errorf("evaluating the output: %w: %w", errNoMemory, err)
 	}
 	if raw {
 		tree, err := expression.Decode(body)
 		if err != nil {
-			return nil, fmt.Errorf("reading the answer: %w", err)
+			return nil, fmt.Errorf("decoding the response: %w", err)
 		}
 		response["body"] = tree
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// engineOf is an engine over an empty store whose participants do as they are told.
-func engineOf(t *testing.T, m Memory, do func(context.Context, participant.Call) participant.Result) *Engine {
+// newScriptedEngine returns an engine over an empty store whose participant runs do.
+func newScriptedEngine(t *testing.T, m Memory, do func(context.Context, participant.Call) participant.Result) *Engine {
 	t.Helper()
 	e, err := New(Options{Store: memory.New(), Participants: participant.Registry{"test": &scripted{do: do}}, Notify: func(Key) {}, Memory: m})
 	if err != nil {
@@ -23,8 +23,9 @@ func engineOf(t *testing.T, m Memory, do func(context.Context, participant.Call)
 	return e
 }
 
-// advances moves a saga until it does not move any more; within a bubble of synctest.
-func advances(t *testing.T, e *Engine, k Key, obs Observation) saga.State {
+// advanceUntilIdle advances a saga until nothing is left to do, and returns its state. The test
+// must run in a synctest bubble.
+func advanceUntilIdle(t *testing.T, e *Engine, k Key, obs Observation) saga.State {
 	t.Helper()
 	var state saga.State
 	for range 5 {
@@ -38,135 +39,146 @@ func advances(t *testing.T, e *Engine, k Key, obs Observation) saga.State {
 	return state
 }
 
-// reading is a definition of two steps: the second reads the output of the first, which is the body of its response.
-func reading() *saga.Definition {
+// chainedDefinition returns a definition of two steps. The output of the first is the body of its
+// response, and the second reads it.
+func chainedDefinition() *saga.Definition {
 	def := definition("a", "b")
 	def.Steps[0].Output = map[string]string{"all": "${response.body}"}
 	def.Steps[1].Do.With = json.RawMessage(`{"read": "${steps.a.output.all}"}`)
 	return def
 }
 
-// TestAnIdleSagaHoldsNothingLarge has a large output be read twice: by an attempt that waits for a place, and by one after its saga has been idle.
-func TestAnIdleSagaHoldsNothingLarge(t *testing.T) {
+// TestEngineDropsLargeIdleState has an output of more than smallStateBytes. Two attempts read it:
+// one that has waited for a place, and one that starts after the saga was idle.
+func TestEngineDropsLargeIdleState(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		large := strings.Repeat("x", 5*smallState)
+		large := strings.Repeat("x", 5*smallStateBytes)
 		var read []string
 		accepted := true
-		e := engineOf(t, Memory{}, func(_ context.Context, c participant.Call) participant.Result {
+		e := newScriptedEngine(t, Memory{}, func(_ context.Context, c participant.Call) participant.Result {
 			if c.Attempt.Step == "a" {
 				return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": large}}
 			}
 			read = append(read, c.With["read"].(string))
 			return participant.Result{Accepted: accepted, AnswerWithin: time.Minute, Kind: saga.Succeeded}
 		})
-		k, obs := newKey(t), start(reading())
-		advances(t, e, k, obs)
+		k, obs := newKey(t), start(chainedDefinition())
+		advanceUntilIdle(t, e, k, obs)
 		if r := e.sagas[k.UID]; r.stream != streamUnknown || r.state.Version > 0 || r.observed.Input != nil || e.budgets.states.Used() > 0 {
-			t.Errorf("while it waits for a reply, %d bytes are held of it", e.budgets.states.Used())
+			t.Errorf("a saga that waits for a reply keeps %d bytes, want 0", e.budgets.states.Used())
 		}
-		<-time.After(time.Hour) // there is none, and the step is tried again
+		<-time.After(time.Hour) // no reply comes, and the step is retried
 		accepted = false
-		if s := advances(t, e, k, obs); s.Phase != saga.Running {
-			t.Errorf("it is %s", s.Phase)
+		if s := advanceUntilIdle(t, e, k, obs); s.Phase != saga.Running {
+			t.Errorf("after the missing reply: phase %s", s.Phase)
 		}
 		<-time.After(time.Hour)
-		if s := advances(t, e, k, obs); s.Phase != saga.Completed {
-			t.Errorf("it is %s: %+v", s.Phase, s.Failure)
+		if s := advanceUntilIdle(t, e, k, obs); s.Phase != saga.Completed {
+			t.Errorf("after the retry: phase %s, failure %+v", s.Phase, s.Failure)
 		}
 		if len(read) != 2 || read[0] != large || read[1] != large {
-			t.Errorf("the output was read %d times", len(read))
+			t.Errorf("%d attempts read the output, want 2 that read all of it", len(read))
 		}
 		e.Forget(k)
 		b := e.budgets
-		if used := b.states.Used() + b.requests.Used() + b.answers.Used() + b.evaluation.Used(); used != 0 {
-			t.Errorf("%d bytes are taken when there is no saga", used)
+		if used := b.states.Used() + b.requests.Used() + b.responses.Used() + b.evaluation.Used(); used != 0 {
+			t.Errorf("%d bytes are used without a saga, want 0", used)
 		}
 	})
 }
 
-func TestTheStatesOfSagasThatAreKeptHaveABudget(t *testing.T) {
+// TestEngineLimitsKeptStates has 50 sagas with attempts under way. Their namespace keeps states of
+// at most half of the budget.
+func TestEngineLimitsKeptStates(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
-		e := engineOf(t, Memory{States: 40 << 10}, func(context.Context, participant.Call) participant.Result {
+		e := newScriptedEngine(t, Memory{States: 40 << 10}, func(context.Context, participant.Call) participant.Result {
 			<-release
 			return participant.Result{Kind: saga.Succeeded}
 		})
 		keys := make([]Key, 50)
 		for i := range keys {
 			keys[i] = newKey(t)
-			advances(t, e, keys[i], start(definition("a")))
+			advanceUntilIdle(t, e, keys[i], start(definition("a")))
 		}
 		if used := e.budgets.states.Used(); used > 20<<10 || used == 0 {
-			t.Errorf("%d bytes are held of the sagas of a namespace", used)
+			t.Errorf("the states of a namespace use %d bytes, want 1 to %d", used, 20<<10)
 		}
 		close(release)
 		synctest.Wait()
 		for _, k := range keys {
-			if s := advances(t, e, k, start(definition("a"))); s.Phase != saga.Completed {
-				t.Errorf("one is %s", s.Phase)
+			if s := advanceUntilIdle(t, e, k, start(definition("a"))); s.Phase != saga.Completed {
+				t.Errorf("saga %s: phase %s", k, s.Phase)
 			}
 		}
 	})
 }
 
-func TestAResponseIsDecodedOnlyIfItIsRead(t *testing.T) {
+// TestEvaluateDecodesResponseOnlyForOutput has a response that is invalid JSON. It fails only a
+// step that has an output.
+func TestEvaluateDecodesResponseOnlyForOutput(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		e := engineOf(t, Memory{}, func(context.Context, participant.Call) participant.Result {
+		e := newScriptedEngine(t, Memory{}, func(context.Context, participant.Call) participant.Result {
 			return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": json.RawMessage(`{"n": 10000000000000000000001`)}}
 		})
-		if s := advances(t, e, newKey(t), start(definition("a"))); s.Phase != saga.Completed {
-			t.Errorf("without an output it is %s: %+v", s.Phase, s.Failure)
+		if s := advanceUntilIdle(t, e, newKey(t), start(definition("a"))); s.Phase != saga.Completed {
+			t.Errorf("without an output: phase %s, failure %+v", s.Phase, s.Failure)
 		}
 		def := definition("a")
 		def.Steps[0].Output = map[string]string{"n": "${response.body.n}"}
 		def.Steps[0].Do.Retry.MaxAttempts = 1
-		if s := advances(t, e, newKey(t), start(def)); s.Failure == nil || s.Failure.Reason != reasonOutput {
-			t.Errorf("with an output it is %s: %+v", s.Phase, s.Failure)
+		if s := advanceUntilIdle(t, e, newKey(t), start(def)); s.Failure == nil || s.Failure.Reason != reasonOutput {
+			t.Errorf("with an output: phase %s, failure %+v", s.Phase, s.Failure)
 		}
 	})
 }
 
-func TestAnAnswerOfTooManyValuesIsUndone(t *testing.T) {
+// TestEvaluateFailsOnTooManyValues has a response that takes more than half of
+// Memory.Evaluation once decoded. The action is compensated after one attempt.
+func TestEvaluateFailsOnTooManyValues(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		many := json.RawMessage("[" + strings.Repeat("0,", 100_000) + "0]")
-		e := engineOf(t, Memory{Evaluation: 8 << 20}, func(_ context.Context, c participant.Call) participant.Result {
+		e := newScriptedEngine(t, Memory{Evaluation: 8 << 20}, func(_ context.Context, c participant.Call) participant.Result {
 			return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": many}}
 		})
 		def := definition("a")
 		def.Steps[0].Output = map[string]string{"n": "${size(response.body)}"}
-		s := advances(t, e, newKey(t), start(def))
+		s := advanceUntilIdle(t, e, newKey(t), start(def))
 		if s.Phase != saga.Compensated || s.Failure.Reason != saga.ReasonOutputTooLarge || s.Steps[0].Do.Attempts != 1 {
-			t.Errorf("it is %s after %d attempts: %+v", s.Phase, s.Steps[0].Do.Attempts, s.Failure)
+			t.Errorf("phase %s after %d attempts, failure %+v", s.Phase, s.Steps[0].Do.Attempts, s.Failure)
 		}
 	})
 }
 
-func TestWhatATemplateReadsHasALimit(t *testing.T) {
+// TestRenderFailsOnTooLargeInput has an input that takes more than half of Memory.Requests once
+// decoded. The participant is not called.
+func TestRenderFailsOnTooLargeInput(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		called := false
-		e := engineOf(t, Memory{Requests: 1 << 20}, func(context.Context, participant.Call) participant.Result {
+		e := newScriptedEngine(t, Memory{Requests: 1 << 20}, func(context.Context, participant.Call) participant.Result {
 			called = true
 			return participant.Result{Kind: saga.Succeeded}
 		})
 		obs := start(definition("a"))
 		obs.Input = json.RawMessage(`{"order":"42","many":[` + strings.Repeat("0,", 10_000) + `0]}`)
-		if s := advances(t, e, newKey(t), obs); s.Phase != saga.Compensated || s.Failure.Reason != reasonInputTooLarge || called {
-			t.Errorf("it is %s: %+v", s.Phase, s.Failure)
+		if s := advanceUntilIdle(t, e, newKey(t), obs); s.Phase != saga.Compensated || s.Failure.Reason != reasonInputTooLarge || called {
+			t.Errorf("phase %s, failure %+v, participant called: %t", s.Phase, s.Failure, called)
 		}
 	})
 }
 
-// TestAttemptsWaitForMemoryAndHoldUpNoOtherNamespace has participants hang with large requests.
-func TestAttemptsWaitForMemoryAndHoldUpNoOtherNamespace(t *testing.T) {
+// TestAttemptsWaitForMemoryPerNamespace has a participant that does not respond to large requests
+// of one namespace. An attempt of another namespace is sent immediately.
+func TestAttemptsWaitForMemoryPerNamespace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		called, release := map[string]int{}, make(chan struct{})
-		e := engineOf(t, Memory{Requests: 100 << 10}, func(_ context.Context, c participant.Call) participant.Result {
+		e := newScriptedEngine(t, Memory{Requests: 100 << 10}, func(_ context.Context, c participant.Call) participant.Result {
 			called[c.Saga.Namespace]++
 			<-release
 			return participant.Result{Kind: saga.Succeeded}
@@ -176,22 +188,22 @@ func TestAttemptsWaitForMemoryAndHoldUpNoOtherNamespace(t *testing.T) {
 		greedy := make([]Key, 4)
 		for i := range greedy {
 			greedy[i] = newKey(t)
-			advances(t, e, greedy[i], obs)
+			advanceUntilIdle(t, e, greedy[i], obs)
 		}
 		if n := called["shop"]; n == 0 || n >= len(greedy) {
-			t.Errorf("%d of %d attempts found room", n, len(greedy))
+			t.Errorf("%d of %d attempts were sent, want some and not all", n, len(greedy))
 		}
 		other := newKey(t)
 		other.Namespace = "bank"
-		advances(t, e, other, start(definition("a")))
+		advanceUntilIdle(t, e, other, start(definition("a")))
 		if called["bank"] != 1 {
-			t.Error("another namespace's attempt waits, too")
+			t.Errorf("%d attempts of the other namespace were sent, want 1", called["bank"])
 		}
 		close(release)
 		synctest.Wait()
 		for _, k := range greedy {
-			if s := advances(t, e, k, obs); s.Phase != saga.Completed {
-				t.Errorf("one is %s: %+v", s.Phase, s.Failure)
+			if s := advanceUntilIdle(t, e, k, obs); s.Phase != saga.Completed {
+				t.Errorf("saga %s: phase %s, failure %+v", k, s.Phase, s.Failure)
 			}
 		}
 	})

@@ -76,18 +76,18 @@ func (c *Callbacks) Issue(ctx context.Context, call participant.Call, within tim
 	return token, nil
 }
 
-// Find fails with ErrNoCallback if nobody was given the token. It reads one row, and makes it possible to turn strangers away before anything
-// that they say is read.
+// Find returns ErrNoCallback if the token was not issued. It reads one row. A server calls it
+// before it reads the body of a request, so that a request with a forged token costs little.
 func (c *Callbacks) Find(ctx context.Context, token string) error {
 	_, err := c.find(ctx, token)
 	return err
 }
 
-// maxToken is how long a token can be, in bytes.
-const maxToken = 128
+// maxTokenBytes limits the length of a token that is looked up. Issued tokens are shorter.
+const maxTokenBytes = 128
 
 func (c *Callbacks) find(ctx context.Context, token string) (eventstore.Callback, error) {
-	if len(token) > maxToken {
+	if len(token) > maxTokenBytes {
 		return eventstore.Callback{}, ErrNoCallback
 	}
 	found, err := c.Store.Callback(ctx, sha256.Sum256([]byte(token)))
@@ -95,7 +95,7 @@ func (c *Callbacks) find(ctx context.Context, token string) (eventstore.Callback
 		return found, ErrNoCallback
 	}
 	if err != nil {
-		return found, fmt.Errorf("looking a callback up: %w", err)
+		return found, fmt.Errorf("finding the callback: %w", err)
 	}
 	return found, nil
 }

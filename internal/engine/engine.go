@@ -28,8 +28,9 @@ const DefaultWorkers = 512
 // payment providers have it.
 const DefaultKeyRetention = 24 * time.Hour
 
-// maxLoads is how many streams are loaded at once: each can be several megabytes.
-const maxLoads = 8
+// maxConcurrentLoads limits how many streams are loaded concurrently. One stream can take several
+// megabytes.
+const maxConcurrentLoads = 8
 
 // MaxLabels is how many labels of a saga its messages carry. Each message has them, and each row of the outbox.
 const MaxLabels = 64
@@ -88,7 +89,8 @@ type Options struct {
 	// KeyRetention is how long participants remember idempotency keys. An effect that may have happened is not sent again under an older
 	// one. DefaultKeyRetention by default; a negative one means for ever.
 	KeyRetention time.Duration
-	// Memory bounds what states, requests and answers take in memory.
+	// Memory limits the memory of states, requests and responses. Its zero value means the
+	// defaults.
 	Memory Memory
 	Logger *slog.Logger
 	// Metrics, where given, gets the engine's metrics.
@@ -98,10 +100,10 @@ type Options struct {
 // Engine drives sagas. It is safe for concurrent use; calls for one saga take turns.
 type Engine struct {
 	Options
-	pool    *pool
-	budgets *budgets
-	loads   chan struct{} // has room for as many as load a stream at once
-	metrics *metrics
+	pool      *pool
+	budgets   *budgets
+	loadSlots chan struct{} // a semaphore with maxConcurrentLoads places
+	metrics   *metrics
 
 	mu     sync.Mutex
 	sagas  map[string]*running
@@ -141,7 +143,7 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, pool: newPool(o.Workers), budgets: newBudgets(o.Memory), loads: make(chan struct{}, maxLoads), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, pool: newPool(o.Workers), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
@@ -174,8 +176,8 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (res Res
 			return Result{}, fmt.Errorf("advancing saga %s: %w", key, err)
 		case done:
 			res := r.result()
-			r.forgetObject()
-			r.keepState(e.budgets.small)
+			r.dropObservedSpec()
+			r.keepOrDropState(e.budgets.maxIdleState)
 			return res, nil
 		}
 	}

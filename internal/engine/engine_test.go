@@ -136,7 +136,7 @@ func TestAnOutputThatCannotBeHadIsAnUnknownOutcome(t *testing.T) {
 	}
 }
 
-// TestManyLargeOutputsDoNotStallASaga has about as much output as a saga may have.
+// TestManyLargeOutputsDoNotStallASaga has outputs whose size is just below saga.MaxSagaOutputBytes.
 func TestManyLargeOutputsDoNotStallASaga(t *testing.T) {
 	t.Parallel()
 	store, k := memory.New(), newKey(t)

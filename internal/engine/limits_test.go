@@ -16,8 +16,9 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend has 150 steps end at once, each with almost the largest output. Together they are more
-// than a saga may have.
+// TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend runs 150 steps that end at the same time, each
+// with an output of almost the maximum size. Their total exceeds saga.MaxSagaOutputBytes, so the
+// saga rolls back.
 func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
 	t.Parallel()
 	store, k, def := memory.New(), newKey(t), &saga.Definition{}
@@ -42,8 +43,8 @@ func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
 		if err != nil {
 			t.Fatalf("after %d rounds: %v", rounds, err)
 		}
-		under := func(s saga.StepState) bool { return !s.Do.Settled() }
-		if r.State.Phase == saga.Compensating && !slices.ContainsFunc(r.State.Steps, under) {
+		unsettled := func(s saga.StepState) bool { return !s.Do.Settled() }
+		if r.State.Phase == saga.Compensating && !slices.ContainsFunc(r.State.Steps, unsettled) {
 			break
 		}
 		if rounds > 150 {

@@ -20,10 +20,10 @@ func StreamOf(uid string) string { return "saga-" + uid }
 // load folds a saga's stream.
 func (e *Engine) load(ctx context.Context, r *running) error {
 	select {
-	case e.loads <- struct{}{}:
-		defer func() { <-e.loads }()
+	case e.loadSlots <- struct{}{}:
+		defer func() { <-e.loadSlots }()
 	case <-ctx.Done():
-		return fmt.Errorf("waiting to load its stream: %w", ctx.Err())
+		return fmt.Errorf("loading its stream: waiting for other loads: %w", ctx.Err())
 	}
 	const page = 500
 	var state saga.State

@@ -46,7 +46,8 @@ type running struct {
 	state    saga.State
 	plan     *saga.Plan
 	observed Observation
-	held     *budget.Account // what the state takes between two rounds
+	// stateAccount holds the memory of state between two calls of Advance.
+	stateAccount *budget.Account
 
 	// mu guards what attempts touch when they end.
 	mu       sync.Mutex
@@ -56,7 +57,7 @@ type running struct {
 }
 
 func newRunning(key Key, states *budget.Budget) *running {
-	return &running{key: key, held: states.Open(key.Namespace), turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
+	return &running{key: key, stateAccount: states.Open(key.Namespace), turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
 }
 
 // enter waits for the saga's turn; leave ends it.
@@ -97,11 +98,11 @@ func (r *running) setCommitted(s saga.State) {
 }
 
 func (r *running) dropState() {
-	r.held.Close()
+	r.stateAccount.Close()
 	r.stream, r.state, r.plan = streamUnknown, saga.State{}, nil
 }
 
-// attemptsUnderWay returns the attempts that this process is to carry out.
+// attemptsUnderWay returns the attempts that wait for a place in the pool or have been sent.
 func (r *running) attemptsUnderWay() []saga.Attempt {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -214,7 +215,7 @@ func (r *running) end(o saga.Outcome) bool {
 		total += len(r.outcomes[i].Output)
 	}
 	if len(o.Output) > 0 {
-		o = o.Within(total) // what waits is not to take more than what is recorded may
+		o = o.LimitOutputs(total) // outcomes that are not recorded yet have the same limit
 	}
 	r.outcomes = append(r.outcomes, o)
 	return true
@@ -228,5 +229,5 @@ func (r *running) abandon() {
 		at.cancel()
 	}
 	r.attempts = nil
-	r.held.Close()
+	r.stateAccount.Close()
 }

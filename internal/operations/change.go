@@ -33,7 +33,7 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	if err != nil {
 		return Object{}, err
 	}
-	want, err := o.wanted()
+	flags, err := o.specFlags()
 	if err != nil {
 		return Object{}, err
 	}
@@ -41,9 +41,9 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	if err != nil {
 		return Object{}, err
 	}
-	is := want.Suspend
+	is := flags.Suspend
 	if field == "cancel" {
-		is = want.Cancel
+		is = flags.Cancel
 	}
 	cancelled := field == "cancel" && is && phase == v1.PhaseCompensated // the wish has come true
 	switch finished := phase == v1.PhaseCompleted || phase == v1.PhaseCompensated; {

@@ -26,9 +26,9 @@ func NewClient(config *rest.Config, transport *http.Client) (client.Client, erro
 			return nil, fmt.Errorf("making the API's client: %w", err)
 		}
 	}
-	weighs := *transport
-	weighs.Transport = weighing{transport.Transport}
-	transport = &weighs
+	metered := *transport
+	metered.Transport = meteredTransport{transport.Transport}
+	transport = &metered
 	c, err := client.New(config, client.Options{Scheme: scheme, HTTPClient: transport, FieldValidation: metav1.FieldValidationStrict})
 	if err != nil {
 		return nil, fmt.Errorf("making the API's client: %w", err)

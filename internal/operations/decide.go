@@ -46,14 +46,14 @@ func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
 	return encode(o)
 }
 
-// findCallback looks a token up.
+// findCallback fails with a *NotFoundError if the token of a callback is unknown.
 func (h *handlers) findCallback(ctx context.Context, q FindCallback) (Answered, error) {
 	err := h.Callbacks.Find(ctx, string(q.Token))
 	if errors.Is(err, engine.ErrNoCallback) {
 		return Answered{}, &NotFoundError{What: "a callback with this token"}
 	}
 	if err != nil {
-		return Answered{}, fromDatabase("looking for a callback", err)
+		return Answered{}, fromDatabase("looking up a callback", err)
 	}
 	return Answered{}, nil
 }
@@ -96,13 +96,15 @@ func unreadable(err error) bool {
 	return reason == engine.ReasonDefinitionUnreadable
 }
 
-// asWritten is JSON in a form of its own, so that the same answer is known again however it is written, with its numbers as they were written:
-// whoever reads the kept answer makes the same of them as of an answer that comes at once. It builds no tree.
+// asWritten returns JSON in a normal form, so that a repeated reply is recognized although its keys
+// have another order, or its whitespace or escapes differ. Numbers keep their text, so that a
+// stored reply is decoded like an immediate response. asWritten fails if the JSON could not be
+// decoded later. It does not build a tree.
 func asWritten(data json.RawMessage) (json.RawMessage, error) {
 	if len(data) == 0 {
 		return json.RawMessage("null"), nil
 	}
-	if err := expression.Check(data); err != nil { // what cannot be read later is refused now
+	if err := expression.Check(data); err != nil {
 		return nil, err
 	}
 	v := jsontext.Value(slices.Clone(data))

@@ -11,8 +11,9 @@ import (
 	v1 "github.com/vextrus/saga-operator/api/v1"
 )
 
-// document is a saga as the API server has it. Its spec and its status stay the JSON that they are: as a tree they would take up to sixty
-// times the memory, and their numbers would not stay as they were written.
+// document is a saga as the API server stores it. Its spec and its status stay encoded. Decoded
+// into a tree they would take up to sixty times the memory, and numbers would lose their original
+// text.
 type document struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -27,7 +28,7 @@ func (d *document) DeepCopyObject() runtime.Object {
 	return out
 }
 
-// documents are a page of sagas.
+// documents is a page of sagas.
 type documents struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
@@ -44,7 +45,7 @@ func (d *documents) DeepCopyObject() runtime.Object {
 	return out
 }
 
-// addDocuments has a scheme take sagas for documents.
+// addDocuments registers document and documents in a scheme as the types of Saga and SagaList.
 func addDocuments(s *runtime.Scheme) error {
 	s.AddKnownTypeWithName(v1.GroupVersion.WithKind("Saga"), &document{})
 	s.AddKnownTypeWithName(v1.GroupVersion.WithKind("SagaList"), &documents{})
@@ -52,32 +53,33 @@ func addDocuments(s *runtime.Scheme) error {
 	return nil
 }
 
-// wanted is what somebody wants of a saga, by its spec.
-type wanted struct{ Suspend, Cancel bool }
+// specFlags are the fields of a spec that the operations suspend, resume and cancel change.
+type specFlags struct{ Suspend, Cancel bool }
 
-func (d *document) wanted() (w wanted, err error) {
-	if err := json.Unmarshal(d.Spec, &w); err != nil {
-		return w, fmt.Errorf("reading the spec of saga %s/%s: %w", d.Namespace, d.Name, err)
+func (d *document) specFlags() (f specFlags, err error) {
+	if err := json.Unmarshal(d.Spec, &f); err != nil {
+		return f, fmt.Errorf("decoding the spec of saga %s/%s: %w", d.Namespace, d.Name, err)
 	}
-	return w, nil
+	return f, nil
 }
 
-// phase is where a saga stands; empty before the operator has seen it.
+// phase returns the phase in the saga's status. It is empty if the operator has not seen the saga
+// yet.
 func (d *document) phase() (v1.SagaPhase, error) {
 	if len(d.Status) == 0 {
 		return "", nil
 	}
 	var status struct{ Phase v1.SagaPhase }
 	if err := json.Unmarshal(d.Status, &status); err != nil {
-		return "", fmt.Errorf("reading the status of saga %s/%s: %w", d.Namespace, d.Name, err)
+		return "", fmt.Errorf("decoding the status of saga %s/%s: %w", d.Namespace, d.Name, err)
 	}
 	return status.Phase, nil
 }
 
-// encode is a saga as it is answered with.
+// encode returns a saga as a response contains it: without managed fields.
 func encode(d *document) (Object, error) {
 	d.ManagedFields = nil
-	d.SetGroupVersionKind(v1.GroupVersion.WithKind("Saga")) // the client drops it
+	d.SetGroupVersionKind(v1.GroupVersion.WithKind("Saga")) // the client removes it when it decodes
 	data, err := json.Marshal(d)
 	if err != nil {
 		return Object{}, fmt.Errorf("encoding saga %s/%s: %w", d.Namespace, d.Name, err)

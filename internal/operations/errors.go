@@ -89,7 +89,7 @@ func fromDatabase(doing string, err error) error {
 func fromAPIServer(doing string, err error) error {
 	var status apierrors.APIStatus
 	switch {
-	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, budget.ErrNone):
+	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, budget.ErrExhausted):
 		return err
 	case !errors.As(err, &status),
 		apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err), apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err):

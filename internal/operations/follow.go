@@ -49,7 +49,8 @@ func (h *handlers) follow(ctx context.Context, q FollowSaga) (*Following, error)
 // Next returns the next events as soon as there are some, and no event when patience is over. It fails with io.EOF when the saga has finished and everything has been returned, and with a
 // *ForbiddenError as soon as the reader has lost the right.
 func (f *Following) Next(ctx context.Context, patience time.Duration) ([]Event, error) {
-	ctx = WithMemory(ctx, func(int64) error { return nil }) // a page is soon gone, and the request is not
+	// Pages of a stream are not counted: each is released before the next, but the request goes on.
+	ctx = WithMemory(ctx, func(int64) error { return nil })
 	until := time.Now().Add(patience)
 	for {
 		if now := time.Now(); !now.Before(f.askAgain) {

@@ -66,7 +66,7 @@ type Event struct {
 	RetryAt   *time.Time
 }
 
-// eventBytes is what an event of a history takes at most, with its answer.
+// eventBytes is the maximum memory of one event of a history, in bytes.
 const eventBytes = 4 << 10
 
 // readHistory reads one page.

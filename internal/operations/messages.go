@@ -186,7 +186,8 @@ type AnswerCallback struct {
 	Body json.RawMessage
 }
 
-// FindCallback asks whether anybody was given a token. It fails with a *NotFoundError if not.
+// FindCallback asks whether a token of a callback was issued. It fails with a [*NotFoundError] if
+// it was not.
 type FindCallback struct {
 	cqrs.Answers[Answered]
 	Token Token
@@ -194,7 +195,7 @@ type FindCallback struct {
 
 func (FindCallback) byToken() {}
 
-// Answered says that an answer was taken, or would be.
+// Answered is the empty result of [AnswerCallback] and [FindCallback].
 type Answered struct{}
 
 func (AnswerCallback) byToken() {}

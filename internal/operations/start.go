@@ -92,7 +92,7 @@ func (c StartSaga) fingerprint() string {
 
 // object is the object to be created.
 func (c StartSaga) object(ctx context.Context, user, request string) (*document, error) {
-	o := &document{Spec: c.Spec} // its numbers stay as they are written
+	o := &document{Spec: c.Spec} // numbers keep their original text
 	if err := json.Unmarshal(c.Spec, &map[string]json.RawMessage{}); err != nil {
 		return nil, invalid("spec", "the spec is no JSON object")
 	}

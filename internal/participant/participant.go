@@ -29,9 +29,10 @@ type Call struct {
 	With map[string]any
 	// TraceParent is the W3C trace context to pass on; empty when there is none.
 	TraceParent string
-	// Room waits until there is room in memory for so many bytes of an answer, and fails when there will be none before ctx ends. The room is
-	// the call's until its response has been evaluated. Nil is room for everything.
-	Room func(ctx context.Context, bytes int64) error
+	// ReserveMemory waits until memory for the given number of bytes of a response is available. It
+	// returns an error if ctx ends first, or if the number exceeds the limit of the namespace. The
+	// engine releases the memory after it has evaluated the response. Nil means no limit.
+	ReserveMemory func(ctx context.Context, bytes int64) error
 	// Callback is the URL at which the participant replies later; empty if it does not, or if Prepare was not called.
 	Callback string
 }
@@ -53,8 +54,8 @@ type Result struct {
 	Message string
 	// RetryAfter is the pause that the participant asked for; zero when it asked for none.
 	RetryAfter time.Duration
-	// Response is what output expressions see as `response`: JSON values only. A value that is large is a json.RawMessage, as it came: it is
-	// decoded if an expression reads it.
+	// Response is what output expressions see as `response`: JSON values only. Its "body" can be a
+	// json.RawMessage; the engine decodes it if the step has an output.
 	Response map[string]any
 }
 

@@ -95,7 +95,7 @@ func (d *decision) recordOutcomes() {
 		if o.Accepted { // a rollback waits for no answer to an action: what was accepted may happen, and is undone
 			o.Kind, o.Reason, o.Message = Unknown, ReasonNoAnswer, "it was accepted when the saga was rolling back already, which waits for no answer"
 		}
-		if o = d.withinOutputs(o); o.Kind == Succeeded {
+		if o = d.limitOutputs(o); o.Kind == Succeeded {
 			d.record(AttemptSucceeded{At: d.at(), Attempt: o.Attempt, Output: o.Output})
 			continue
 		}
@@ -103,12 +103,14 @@ func (d *decision) recordOutcomes() {
 	}
 }
 
-// ReasonOutputTooLarge is the reason of an action that happened, and whose output is more than a step or a saga may have. Later steps
-// could not read it, so it is undone; asking again would bring the same.
+// ReasonOutputTooLarge is the reason of an action that happened, but whose output exceeds the limit
+// of a step or of a saga. Later steps cannot read the output, so the action is compensated. It is
+// not retried: a retry would have the same output.
 const ReasonOutputTooLarge = "OutputTooLarge"
 
-// withinOutputs makes a success whose output exceeds what all outputs of a saga may take an unknown outcome.
-func (d *decision) withinOutputs(o Outcome) Outcome {
+// limitOutputs turns a success into an unknown outcome if its output and the recorded outputs of
+// the saga exceed MaxSagaOutputBytes.
+func (d *decision) limitOutputs(o Outcome) Outcome {
 	if o.Kind != Succeeded || len(o.Output) == 0 {
 		return o
 	}
@@ -116,17 +118,18 @@ func (d *decision) withinOutputs(o Outcome) Outcome {
 	for i := range d.state.Steps {
 		total += len(d.state.Steps[i].Output)
 	}
-	return o.Within(total)
+	return o.LimitOutputs(total)
 }
 
-// Within returns the outcome as it is where so many bytes of output, its own included, are not more than a saga may have, and otherwise as
-// an unknown one.
-func (o Outcome) Within(total int) Outcome {
+// LimitOutputs returns the outcome unchanged if total is at most MaxSagaOutputBytes, and otherwise
+// an unknown outcome without output. total is the size of all outputs of the saga in bytes,
+// including the output of the outcome.
+func (o Outcome) LimitOutputs(total int) Outcome {
 	if total <= MaxSagaOutputBytes {
 		return o
 	}
 	o.Kind, o.Over, o.Output, o.Reason = Unknown, true, nil, ReasonOutputTooLarge
-	o.Message = fmt.Sprintf("it was carried out, but the outputs of the saga's steps would be %d bytes long, more than the limit of %d: keep only what later steps need", total, MaxSagaOutputBytes)
+	o.Message = fmt.Sprintf("the action was carried out, but with its output the outputs of the saga take %d bytes, and the limit is %d: keep only what later steps need", total, MaxSagaOutputBytes)
 	return o
 }
 

@@ -145,30 +145,32 @@ func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
 	return with, nil
 }
 
-// RenderBytes estimates what Render takes in memory beyond the state, in bytes.
+// RenderBytes estimates the memory that Render takes in addition to the state, in bytes.
 func (p *Plan) RenderBytes(s *State, a Attempt) int64 {
 	i, ok := p.index[a.Step]
 	if !ok {
 		return 0
 	}
 	if a.Direction == Compensation {
-		return p.readBytes(s, p.steps[i].compensation)
+		return decodedBytes(s, p.steps[i].compensation)
 	}
-	return p.readBytes(s, p.steps[i].do)
+	return decodedBytes(s, p.steps[i].do)
 }
 
-// OutputBytes estimates what Output takes in memory beyond the state and the response, in bytes. It reports false where there is no output
-// to evaluate, and the response does not matter.
+// OutputBytes estimates the memory that Output takes in addition to the state and the response, in
+// bytes. It reports false if the attempt has no output to evaluate; Output does not read the
+// response then.
 func (p *Plan) OutputBytes(s *State, a Attempt) (int64, bool) {
 	i, ok := p.index[a.Step]
 	if !ok || a.Direction != Action || p.steps[i].output == nil {
 		return 0, false
 	}
-	return p.readBytes(s, p.steps[i].output), true
+	return decodedBytes(s, p.steps[i].output), true
 }
 
-// readBytes estimates what a template reads of a saga, decoded.
-func (p *Plan) readBytes(s *State, t *expression.Template) int64 {
+// decodedBytes estimates the memory of the input and outputs that a template reads, in bytes, after
+// they have been decoded.
+func decodedBytes(s *State, t *expression.Template) int64 {
 	if t == nil {
 		return 0
 	}
@@ -184,8 +186,9 @@ func (p *Plan) readBytes(s *State, t *expression.Template) int64 {
 	return sum
 }
 
-// ForOutput returns what Output needs of a state for an attempt, so that the rest need not be kept while a participant takes its time.
-func (p *Plan) ForOutput(s State, a Attempt) State {
+// OutputState returns the part of a state that Output reads for an attempt. The rest of the state
+// need not stay in memory while the participant is called.
+func (p *Plan) OutputState(s State, a Attempt) State {
 	needed := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name}
 	if _, evaluates := p.OutputBytes(&s, a); !evaluates {
 		return needed
@@ -202,7 +205,8 @@ func (p *Plan) ForOutput(s State, a Attempt) State {
 	return needed
 }
 
-// ErrOutputTooLarge says that a step's output is more than is kept.
+// ErrOutputTooLarge is returned for an output that exceeds MaxOutputBytes or the memory for
+// decoding a response.
 var ErrOutputTooLarge = errors.New("the output is too large")
 
 // Output evaluates the outputs of a step over the participant's response. Compensations have none.
@@ -226,7 +230,7 @@ func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMess
 		return nil, fmt.Errorf("encoding the output of step %q: %w", a.Step, err)
 	}
 	if len(out) > MaxOutputBytes {
-		return nil, fmt.Errorf("%w: that of step %q is %d bytes long, and the limit is %d: keep only what later steps need", ErrOutputTooLarge, a.Step, len(out), MaxOutputBytes)
+		return nil, fmt.Errorf("evaluating the output of step %q: %w: it takes %d bytes, and the limit is %d: keep only what later steps need", a.Step, ErrOutputTooLarge, len(out), MaxOutputBytes)
 	}
 	return out, nil
 }

@@ -91,7 +91,8 @@ func (s State) ForRow() State {
 	return row
 }
 
-// Bytes estimates what the state takes in memory, without its definition, which sagas share.
+// Bytes estimates the memory of the state, in bytes. It does not count the definition, which sagas
+// share.
 func (s *State) Bytes() int64 {
 	const step, fixed = 1 << 10, 1 << 10
 	sum := int64(fixed + len(s.Input) + len(s.Steps)*step)

@@ -225,22 +225,23 @@ func TestOldKeyIsSentAgainWithoutADoubt(t *testing.T) {
 	h.inFlightAre("a/action")
 }
 
-// TestOutputsOfASagaHaveALimitTogether has steps whose outputs are within theirs.
-func TestOutputsOfASagaHaveALimitTogether(t *testing.T) {
+// TestDecideLimitsOutputsOfSaga has a step whose output exceeds the limit only together with the
+// output of the step before it. The step is compensated and not retried.
+func TestDecideLimitsOutputsOfSaga(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", undo()), step("b", undo()), step("c", after("a", "b"))}})
-	large := func(step string, bytes int) {
+	succeed := func(step string, bytes int) {
 		h.decide(Outcome{Attempt: h.inFlight(step, Action), Kind: Succeeded, Output: json.RawMessage(`{"x":"` + strings.Repeat("x", bytes-8) + `"}`)})
 	}
-	large("a", MaxSagaOutputBytes-100)
+	succeed("a", MaxSagaOutputBytes-100)
 	h.phaseIs(Running)
-	large("b", 101)
+	succeed("b", 101)
 	h.phaseIs(Compensating)
 	if f := h.state.Failure; f.Step != "b" || f.Reason != ReasonOutputTooLarge {
-		t.Errorf("the failure is %+v", f)
+		t.Errorf("failure: %+v", f)
 	}
 	if out := h.state.Step("b").Output; out != nil {
-		t.Errorf("%d bytes are kept of it", len(out))
+		t.Errorf("the state has %d bytes of the output of step b, want none", len(out))
 	}
-	h.inFlightAre("a/compensation", "b/compensation") // it happened, and is asked no more
+	h.inFlightAre("a/compensation", "b/compensation") // the action of b happened, and is not retried
 }

@@ -192,7 +192,7 @@ func TestTheTraceOfTheRequestThatCreatesASagaIsNotedOnIt(t *testing.T) {
 	}
 }
 
-func TestKeptAnswersHaveAQuota(t *testing.T) {
+func TestServerLimitsStoredResponses(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *operations.Options, _ *Options) {
 		o.Keys = unhurriedKeys{idempotency.NewPostgres(o.Database, idempotency.Options{Lease: patience, RealmBytes: 1})}
@@ -202,15 +202,15 @@ func TestKeptAnswersHaveAQuota(t *testing.T) {
 		return r.do(call{method: "POST", path: sagas, token: token, body: manifest(name), header: key(k)})
 	}
 	if a := create(token, "k1", "order-1"); a.status != http.StatusCreated {
-		t.Fatalf("the first: %d %s", a.status, a.body)
+		t.Fatalf("first key: %d %s", a.status, a.body)
 	}
 	if a := create(token, "k2", "order-2"); a.status != http.StatusTooManyRequests || a.problem(t).Reason != "KeptAnswersQuota" || a.header.Get("Retry-After") == "" {
-		t.Errorf("one more: %d %s", a.status, a.body)
+		t.Errorf("second key: %d %s", a.status, a.body)
 	}
 	if a := create(token, "k1", "order-1"); a.status != http.StatusCreated || a.header.Get("Idempotency-Replayed") != "true" {
-		t.Errorf("the first again: %d %s", a.status, a.body)
+		t.Errorf("first key repeated: %d %s", a.status, a.body)
 	}
 	if a := create(grace, "k2", "order-2"); a.status != http.StatusCreated {
-		t.Errorf("somebody else: %d %s", a.status, a.body)
+		t.Errorf("second user: %d %s", a.status, a.body)
 	}
 }

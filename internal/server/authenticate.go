@@ -34,7 +34,8 @@ const (
 	maxKnown = 4096
 	// acceptedFor is how long a token is good without asking again, and so how long one is that has been revoked; refusedFor is how long a bad one is bad.
 	acceptedFor, refusedFor = 30 * time.Second, 5 * time.Second
-	// trustedFor is how long a token that was good is asked about without regard to the rate of its address.
+	// trustedFor is how long the rate of an address does not apply to a token after the cluster has
+	// accepted it.
 	trustedFor = time.Hour
 	// maxToken is how long a token may be.
 	maxToken = 8 << 10
@@ -50,7 +51,8 @@ func NewAuthenticator(c client.Client, audiences []string, clk clock.Clock) *Aut
 	return &Authenticator{client: c, audiences: audiences, known: cache.NewLRUExpireCacheWithClock(maxKnown, clk), trusted: cache.NewLRUExpireCacheWithClock(maxKnown, clk)}
 }
 
-// trusts reports whether a token was good when the cluster was asked last, at most an hour ago. It may be good no more.
+// trusts reports whether the cluster accepted the token at its last check, at most trustedFor ago.
+// The token may have become invalid since.
 func (a *Authenticator) trusts(token string) bool {
 	_, good := a.trusted.Get(sha256.Sum256([]byte(token)))
 	return good

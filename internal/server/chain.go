@@ -24,7 +24,8 @@ type exchange struct {
 	follows             bool // it asks for a stream, where there is one
 	header              http.Header
 	// place gives back the request's place among those that are served at once. One who follows a saga does so early.
-	place  func()
+	place func()
+	// memory is what the request and everything that is read for it take of the server's memory.
 	memory *budget.Account
 }
 
@@ -100,7 +101,7 @@ func (s *Server) panicked(ctx context.Context, rec *recorder, x *exchange, p any
 	}
 }
 
-// admit lets a request in whose header keeps to the limits.
+// admit refuses a request that has too many header fields, and routes any other.
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, x *exchange) {
 	fields := 0
 	for _, values := range r.Header {
@@ -137,7 +138,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, x *exchange) {
 			}
 		}
 	}
-	if p := s.anybody(r); p != nil {
+	if p := s.limitAddress(r); p != nil {
 		p.write(w)
 		return
 	}

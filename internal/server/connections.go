@@ -8,114 +8,118 @@ import (
 	"sync"
 )
 
-// connections is a listener that bounds how many connections there are, in all and of each address. Where there are as many as there may
-// be, the one that has been idle for longest makes room for a new one; where all are in use, the new one is closed at once.
-type connections struct {
+// connectionLimiter is a listener that limits the number of open connections, in total and for each
+// address. If the total is reached, a new connection replaces the one that has been idle longest.
+// If no connection is idle, or the address has reached its limit, the new connection is closed.
+type connectionLimiter struct {
 	net.Listener
-	total, each int
-	refused     func()
+	total, perAddress int
+	refused           func() // called for each connection that is not admitted
 
-	mu   sync.Mutex
-	by   map[string]int
-	all  map[net.Conn]*connection
-	idle list.List // of *connection, the longest idle first
+	mu        sync.Mutex
+	byAddress map[string]int
+	open      map[net.Conn]*connection
+	idle      list.List // of *connection; the one that has been idle longest is at the front
 }
 
-func limitConnections(l net.Listener, total, each int, refused func()) *connections {
-	return &connections{Listener: l, total: total, each: each, refused: refused, by: map[string]int{}, all: map[net.Conn]*connection{}}
+func limitConnections(l net.Listener, total, perAddress int, refused func()) *connectionLimiter {
+	return &connectionLimiter{
+		Listener: l, total: total, perAddress: perAddress, refused: refused, byAddress: map[string]int{}, open: map[net.Conn]*connection{},
+	}
 }
 
-// connection is one that counts until it is closed.
+// connection is an open connection. It counts until it is closed.
 type connection struct {
 	net.Conn
-	of      *connections
+	limiter *connectionLimiter
 	address string
-	idle    *list.Element // guarded by of.mu; nil while it is in use
+	idle    *list.Element // guarded by limiter.mu; nil while the connection is in use
 }
 
 // Accept implements net.Listener.
-func (c *connections) Accept() (net.Conn, error) {
+func (l *connectionLimiter) Accept() (net.Conn, error) {
 	for {
-		conn, err := c.Listener.Accept()
+		conn, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		admitted, evicted := c.admit(conn)
+		admitted, evicted := l.admit(conn)
 		if evicted != nil {
 			_ = evicted.Close()
 		}
 		if admitted != nil {
 			return admitted, nil
 		}
-		c.refused()
+		l.refused()
 		_ = conn.Close()
 	}
 }
 
-// admit counts a connection, and says which has to go for it. It returns none where there is no room.
-func (c *connections) admit(conn net.Conn) (admitted, evicted net.Conn) {
+// admit counts a new connection. It returns the connection to serve, which is nil if a limit is
+// reached, and the idle connection to close for it, if any.
+func (l *connectionLimiter) admit(conn net.Conn) (admitted, evicted net.Conn) {
 	address := network(conn.RemoteAddr().String())
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.by[address] >= c.each {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.byAddress[address] >= l.perAddress {
 		return nil, nil
 	}
-	if len(c.all) >= c.total {
-		longest := c.idle.Front()
+	if len(l.open) >= l.total {
+		longest := l.idle.Front()
 		if longest == nil {
 			return nil, nil
 		}
 		old := longest.Value.(*connection)
-		c.forget(old)
+		l.remove(old)
 		evicted = old.Conn
 	}
-	one := &connection{Conn: conn, of: c, address: address}
-	c.all[one] = one
-	c.by[address]++
-	return one, evicted
+	c := &connection{Conn: conn, limiter: l, address: address}
+	l.open[c] = c
+	l.byAddress[address]++
+	return c, evicted
 }
 
-// forget is called with the lock held.
-func (c *connections) forget(one *connection) {
-	if c.all[one] == nil {
+// remove stops counting a connection. l.mu is held.
+func (l *connectionLimiter) remove(c *connection) {
+	if l.open[c] == nil {
 		return
 	}
-	delete(c.all, one)
-	if c.by[one.address]--; c.by[one.address] == 0 {
-		delete(c.by, one.address)
+	delete(l.open, c)
+	if l.byAddress[c.address]--; l.byAddress[c.address] == 0 {
+		delete(l.byAddress, c.address)
 	}
-	one.use()
+	c.markActive()
 }
 
-// use takes it from the idle ones; the lock is held.
-func (one *connection) use() {
-	if one.idle != nil {
-		one.of.idle.Remove(one.idle)
-		one.idle = nil
+// markActive removes the connection from the idle ones. limiter.mu is held.
+func (c *connection) markActive() {
+	if c.idle != nil {
+		c.limiter.idle.Remove(c.idle)
+		c.idle = nil
 	}
 }
 
 // Close implements net.Conn.
-func (one *connection) Close() error {
-	one.of.mu.Lock()
-	one.of.forget(one)
-	one.of.mu.Unlock()
-	return one.Conn.Close()
+func (c *connection) Close() error {
+	c.limiter.mu.Lock()
+	c.limiter.remove(c)
+	c.limiter.mu.Unlock()
+	return c.Conn.Close()
 }
 
-// changed notes what a connection does; it is the ConnState of the server.
-func (c *connections) changed(conn net.Conn, state http.ConnState) {
+// connState records whether a connection is idle. It is the ConnState hook of the server.
+func (l *connectionLimiter) connState(conn net.Conn, state http.ConnState) {
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	one := c.all[conn]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.open[conn]
 	switch {
-	case one == nil:
-	case state == http.StateIdle && one.idle == nil:
-		one.idle = c.idle.PushBack(one)
+	case c == nil:
+	case state == http.StateIdle && c.idle == nil:
+		c.idle = l.idle.PushBack(c)
 	case state == http.StateActive:
-		one.use()
+		c.markActive()
 	}
 }

@@ -7,33 +7,33 @@ import (
 	"testing"
 )
 
-// crowd is a listener whose connections come from where a test says.
-type crowd struct {
+// fakeListener accepts the connections that a test sends.
+type fakeListener struct {
 	net.Listener
-	come chan net.Conn
+	incoming chan net.Conn
 }
 
-func (c *crowd) Accept() (net.Conn, error) {
-	conn, ok := <-c.come
+func (l *fakeListener) Accept() (net.Conn, error) {
+	conn, ok := <-l.incoming
 	if !ok {
 		return nil, net.ErrClosed
 	}
 	return conn, nil
 }
 
-// visitor is a connection from an address, and says whether it was closed.
-type visitor struct {
+// fakeConn is a connection from a given address. It records whether it was closed.
+type fakeConn struct {
 	net.Conn
 	from   string
 	closed chan struct{}
 	once   sync.Once
 }
 
-func (v *visitor) RemoteAddr() net.Addr { return address(v.from) }
+func (c *fakeConn) RemoteAddr() net.Addr { return address(c.from) }
 
-func (v *visitor) Close() error {
-	v.once.Do(func() { close(v.closed) })
-	return v.Conn.Close()
+func (c *fakeConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
 }
 
 type address string
@@ -41,87 +41,87 @@ type address string
 func (address) Network() string  { return "tcp" }
 func (a address) String() string { return string(a) }
 
-// room is a limited listener, and what came of those who knocked.
-type room struct {
-	*connections
-	t       *testing.T
-	crowd   *crowd
-	refused int
+// limiterFixture is a connectionLimiter on a fakeListener. It counts the refused connections.
+type limiterFixture struct {
+	*connectionLimiter
+	t        *testing.T
+	listener *fakeListener
+	refused  int
 }
 
-func newRoom(t *testing.T, total, each int) *room {
-	r := &room{t: t, crowd: &crowd{come: make(chan net.Conn, 1)}}
-	r.connections = limitConnections(r.crowd, total, each, func() { r.refused++ })
-	return r
+func newLimiterFixture(t *testing.T, total, perAddress int) *limiterFixture {
+	f := &limiterFixture{t: t, listener: &fakeListener{incoming: make(chan net.Conn, 1)}}
+	f.connectionLimiter = limitConnections(f.listener, total, perAddress, func() { f.refused++ })
+	return f
 }
 
-// enters has somebody come from an address who is let in.
-func (r *room) enters(from string) (net.Conn, *visitor) {
-	r.t.Helper()
-	v := r.visitor(from)
-	r.crowd.come <- v
-	in, err := r.Accept()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return in, v
-}
-
-func (r *room) visitor(from string) *visitor {
+func (f *limiterFixture) connect(from string) *fakeConn {
 	near, far := net.Pipe()
-	r.t.Cleanup(func() { _ = far.Close() })
-	return &visitor{Conn: near, from: from, closed: make(chan struct{})}
+	f.t.Cleanup(func() { _ = far.Close() })
+	return &fakeConn{Conn: near, from: from, closed: make(chan struct{})}
 }
 
-// turnsAway has somebody come who is not let in.
-func (r *room) turnsAway(from string) {
-	r.t.Helper()
-	before, v := r.refused, r.visitor(from)
-	r.crowd.come <- v
-	close(r.crowd.come)
-	if _, err := r.Accept(); err == nil || r.refused != before+1 {
-		r.t.Errorf("somebody from %s was let in", from)
+// mustAdmit opens a connection from an address and fails the test if it is not admitted.
+func (f *limiterFixture) mustAdmit(from string) (net.Conn, *fakeConn) {
+	f.t.Helper()
+	c := f.connect(from)
+	f.listener.incoming <- c
+	admitted, err := f.Accept()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return admitted, c
+}
+
+// mustRefuse opens a connection from an address and fails the test if it is not refused and closed.
+func (f *limiterFixture) mustRefuse(from string) {
+	f.t.Helper()
+	before, c := f.refused, f.connect(from)
+	f.listener.incoming <- c
+	close(f.listener.incoming)
+	if _, err := f.Accept(); err == nil || f.refused != before+1 {
+		f.t.Errorf("the connection from %s was admitted", from)
 	}
 	select {
-	case <-v.closed:
+	case <-c.closed:
 	default:
-		r.t.Errorf("who came from %s was left standing", from)
+		f.t.Errorf("the connection from %s was not closed", from)
 	}
-	r.crowd.come = make(chan net.Conn, 1)
+	f.listener.incoming = make(chan net.Conn, 1)
 }
 
-func TestAnAddressHasItsShareOfConnections(t *testing.T) {
+func TestConnectionLimiterLimitsAddress(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t, 4, 2)
-	first, _ := r.enters("192.0.2.1:1")
-	r.enters("192.0.2.1:2")
-	r.turnsAway("192.0.2.1:3")
-	r.enters("192.0.2.2:1")
+	f := newLimiterFixture(t, 4, 2)
+	first, _ := f.mustAdmit("192.0.2.1:1")
+	f.mustAdmit("192.0.2.1:2")
+	f.mustRefuse("192.0.2.1:3")
+	f.mustAdmit("192.0.2.2:1")
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.enters("192.0.2.1:4") // there is room again
+	f.mustAdmit("192.0.2.1:4") // the closed connection no longer counts
 }
 
-func TestAFullListenerLetsTheConnectionGoThatIsIdleForLongest(t *testing.T) {
+func TestConnectionLimiterEvictsLongestIdle(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t, 3, 3)
-	longest, gone := r.enters("192.0.2.1:1")
-	later, stays := r.enters("192.0.2.1:2")
-	busy, _ := r.enters("192.0.2.1:3")
-	r.turnsAway("192.0.2.2:1") // all are in use
+	f := newLimiterFixture(t, 3, 3)
+	longest, evicted := f.mustAdmit("192.0.2.1:1")
+	later, kept := f.mustAdmit("192.0.2.1:2")
+	busy, _ := f.mustAdmit("192.0.2.1:3")
+	f.mustRefuse("192.0.2.2:1") // all connections are in use
 	for _, idle := range []net.Conn{longest, later, busy} {
-		r.changed(idle, http.StateIdle)
+		f.connState(idle, http.StateIdle)
 	}
-	r.changed(busy, http.StateActive)
-	r.enters("192.0.2.2:2")
-	<-gone.closed
+	f.connState(busy, http.StateActive)
+	f.mustAdmit("192.0.2.2:2")
+	<-evicted.closed
 	select {
-	case <-stays.closed:
-		t.Error("two had to go for one")
+	case <-kept.closed:
+		t.Error("a second connection was closed for one new connection")
 	default:
 	}
-	if _ = longest.Close(); len(r.all) != 3 { // its server closes it, too
-		t.Errorf("there are %d connections, want 3", len(r.all))
+	if _ = longest.Close(); len(f.open) != 3 { // the server closes the evicted connection again
+		t.Errorf("%d connections are open, want 3", len(f.open))
 	}
 }

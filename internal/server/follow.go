@@ -45,7 +45,7 @@ func (s *Server) follow(ctx context.Context, q operations.SagaHistory) (*history
 	return &historyOutput{Body: func(c huma.Context) {
 		defer free()
 		x.place()
-		x.memory.Close() // nothing of what was read to begin with is held
+		x.memory.Close() // a stream does not count for the memory limit
 		s.metrics.followers.Inc()
 		defer s.metrics.followers.Dec()
 		r, w := humago.Unwrap(c)

@@ -11,16 +11,16 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The limits of the JSON of a body.
+// The limits of the JSON of a body: levels of nesting, and values and names together.
 const (
 	maxDepth = 32
 	maxNodes = 50_000
-	// nodeBytes is what a value or a name takes when it is decoded, however few bytes it has as text. An object with one entry is the worst:
-	// it has three of them and takes some 400 bytes.
+	// nodeBytes is the estimated memory of one decoded value or name, in bytes, without its text.
+	// An object with one entry is the worst case: it has three nodes and takes about 400 bytes.
 	nodeBytes = 160
 )
 
-// jsonError is what is wrong with JSON, and where.
+// jsonError is a violation in a JSON body, with the path to it.
 type jsonError struct {
 	path    []string
 	message string
@@ -29,9 +29,9 @@ type jsonError struct {
 func (e *jsonError) Error() string { return e.message + " at " + e.at() }
 func (e *jsonError) at() string    { return strings.Join(append([]string{"body"}, e.path...), ".") }
 
-// checkJSON refuses what is no single JSON value, what is deeper than maxDepth or has more values and names than maxNodes, and objects
-// in which a key stands twice: whoever looks at such a one sees one value, and whoever acts on it another. It builds nothing of it, and
-// returns how many values and names there are.
+// checkJSON checks that data is a single JSON value in UTF-8, within maxDepth and maxNodes. It
+// fails for a duplicate key, because two readers of the object could see different values. It
+// returns the number of values and names, and does not build a tree.
 func checkJSON(data []byte) (nodes int, _ *jsonError) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return 0, &jsonError{message: "there is none"}
@@ -39,7 +39,7 @@ func checkJSON(data []byte) (nodes int, _ *jsonError) {
 	if !utf8.Valid(data) {
 		return 0, &jsonError{message: "it is not UTF-8"}
 	}
-	d := jsontext.NewDecoder(bytes.NewBuffer(data)) // it is the one that refuses keys that stand twice
+	d := jsontext.NewDecoder(bytes.NewBuffer(data)) // by default, it fails on duplicate keys
 	for {
 		t, err := d.ReadToken()
 		if kind := t.Kind(); kind != '}' && kind != ']' {
@@ -47,7 +47,7 @@ func checkJSON(data []byte) (nodes int, _ *jsonError) {
 		}
 		switch {
 		case err != nil:
-			return nodes, inJSON(d, err)
+			return nodes, asJSONError(d, err)
 		case d.StackDepth() > maxDepth:
 			path := pathOf(d.StackPointer())
 			return nodes, &jsonError{path[:min(len(path), 4)], fmt.Sprintf("it is deeper than %d levels", maxDepth)}
@@ -63,8 +63,8 @@ func checkJSON(data []byte) (nodes int, _ *jsonError) {
 	}
 }
 
-// inJSON says in a client's words what the decoder met.
-func inJSON(d *jsontext.Decoder, err error) *jsonError {
+// asJSONError describes an error of the decoder for clients.
+func asJSONError(d *jsontext.Decoder, err error) *jsonError {
 	var syntax *jsontext.SyntacticError
 	if !errors.As(err, &syntax) {
 		return &jsonError{pathOf(d.StackPointer()), "it ends in the middle"}
@@ -80,7 +80,7 @@ func inJSON(d *jsontext.Decoder, err error) *jsonError {
 	}
 }
 
-// pathOf takes a pointer apart.
+// pathOf returns the elements of a pointer, each shortened.
 func pathOf(p jsontext.Pointer) (path []string) {
 	for name := range p.Tokens() {
 		path = append(path, shortened(name))
@@ -88,7 +88,7 @@ func pathOf(p jsontext.Pointer) (path []string) {
 	return path
 }
 
-// shortened is a key as a message has it.
+// shortened returns a key for use in a message, cut to 64 bytes.
 func shortened(key string) string {
 	const most = 64
 	if len(key) <= most {

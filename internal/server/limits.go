@@ -12,18 +12,24 @@ import (
 
 // Limits bound what clients can take. The zero value of each is its default.
 type Limits struct {
-	// Concurrent is how many requests are served at once, half of them of one tenant at most; 256. A request is served from when its body
-	// has come. Those who follow a saga are not among them, nor are callbacks, of which Callbacks are served at once; 64.
+	// Concurrent is the maximum number of requests that are served at a time, at most half of them
+	// for one tenant; default 256. A request counts from when its body has been read. Streams and
+	// callbacks do not count. Callbacks is the maximum number of callbacks that are served at a
+	// time; default 64.
 	Concurrent, Callbacks int
-	// Strangers is how many bearer tokens and tokens of callbacks are looked up at once, half of them for one address at most; 64.
-	Strangers int
-	// Memory is how many bytes requests and their answers take together, estimated as decoded; 96 MiB. Half of what others leave is for one
-	// tenant.
+	// CredentialChecks is the maximum number of bearer tokens and callback tokens that are checked
+	// at a time, at most half of them for one address; default 64.
+	CredentialChecks int
+	// Memory is the maximum memory of all requests and of everything that is read for them, in
+	// bytes, estimated as decoded; default 96 MiB. One tenant has at most half of what the others
+	// leave.
 	Memory int64
-	// Connections is how many connections there are, half of them of one address at most; 1000.
+	// Connections is the maximum number of open connections, at most half of them from one address;
+	// default 1000.
 	Connections int
-	// UserRate is how many requests a user may make per second, or with one token of a callback, after a burst of twice as many; 50. AddressRate
-	// is how many requests an address of the network may make that come from nobody who is known; 200.
+	// UserRate is the maximum rate of requests of one user, or with one callback token, in requests
+	// per second; default 50. AddressRate is the maximum rate of requests of one address that have
+	// no valid credentials; default 200. Both allow bursts of two seconds' worth.
 	UserRate, AddressRate float64
 	// Followers and UserFollowers are how many sagas are followed at once, by all and by one user; 200 and 10.
 	Followers, UserFollowers int
@@ -40,7 +46,7 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	def(&l.Concurrent, 256)
 	def(&l.Callbacks, 64)
-	def(&l.Strangers, 64)
+	def(&l.CredentialChecks, 64)
 	def(&l.Memory, 96<<20)
 	def(&l.Connections, 1000)
 	def(&l.UserRate, 50)
@@ -86,7 +92,7 @@ func newRates(perSecond float64) *rates {
 	return &rates{rate: perSecond, all: cache.NewLRUExpireCache(maxRated)}
 }
 
-// take takes a token and returns 0, or returns how long it takes until there is one.
+// take takes a token and returns 0. If there is none, it returns the time until there is one.
 func (r *rates) take(who string) time.Duration {
 	reservation := r.limiter(who).Reserve()
 	wait := reservation.Delay()
@@ -96,7 +102,8 @@ func (r *rates) take(who string) time.Duration {
 	return wait
 }
 
-// wait returns 0 where there is a token, or how long it takes until there is one. It takes none.
+// wait returns 0 if there is a token, and otherwise the time until there is one. It does not take a
+// token.
 func (r *rates) wait(who string) time.Duration {
 	missing := 1 - r.limiter(who).Tokens()
 	if missing <= 0 {
@@ -105,9 +112,10 @@ func (r *rates) wait(who string) time.Duration {
 	return time.Duration(missing / r.rate * float64(time.Second))
 }
 
-// spend takes a token, if there is one.
+// spend takes a token if there is one.
 func (r *rates) spend(who string) { r.limiter(who).Allow() }
 
+// limiter returns the token bucket of a user or an address.
 func (r *rates) limiter(who string) *rate.Limiter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -120,7 +128,8 @@ func (r *rates) limiter(who string) *rate.Limiter {
 	return limiter
 }
 
-// network is where a connection comes from. A network of IPv6 has as many addresses as it likes, so it counts as one.
+// network returns the address without its port. For IPv6 it returns the /64 network, because a
+// client usually has all addresses of its network.
 func network(remote string) string {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {

@@ -58,8 +58,9 @@ func TestMoreRequestsThanCanBeServedAtOnceAreTurnedAway(t *testing.T) {
 	}
 }
 
-// TestATenantHasHalfOfThePlaces has one namespace's user take all that they get. Another one's is served.
-func TestATenantHasHalfOfThePlaces(t *testing.T) {
+// TestServerLimitsConcurrencyOfTenant fills the share of one namespace. A user of another namespace
+// is still served.
+func TestServerLimitsConcurrencyOfTenant(t *testing.T) {
 	t.Parallel()
 	h := &heldAccess{asked: make(chan struct{}), letGo: make(chan struct{})}
 	r := newRig(t, func(o *operations.Options, s *Options) { h.Access, o.Access, s.Limits.Concurrent = o.Access, h, 4 })
@@ -71,12 +72,12 @@ func TestATenantHasHalfOfThePlaces(t *testing.T) {
 		<-h.asked
 	}
 	if a := r.do(call{method: "GET", path: sagas, token: greedy}); a.status != http.StatusServiceUnavailable {
-		t.Errorf("the greedy one is answered with %d %s", a.status, a.body)
+		t.Errorf("one request more of the tenant: %d %s", a.status, a.body)
 	}
 	go func() {
 		served <- r.do(call{method: "GET", path: "/v1/namespaces/" + elsewhere + "/sagas", token: modest}).status
 	}()
-	<-h.asked // it is served
+	<-h.asked // the request of the other namespace is served
 	close(h.letGo)
 	for range 3 {
 		<-served
@@ -110,28 +111,29 @@ func TestAnAddressIsHeldToItsRateBeforeAnybodyIsAskedAboutIt(t *testing.T) {
 	}
 }
 
-// TestAUserWhoIsKnownIsNotHeldToTheRateOfTheirAddress has strangers use up the rate of an address that they share with a user, as behind an ingress.
-func TestAUserWhoIsKnownIsNotHeldToTheRateOfTheirAddress(t *testing.T) {
+// TestAddressRateExemptsTrustedToken uses up the rate of an address with invalid tokens. A user
+// with a trusted token has the same address, as behind an ingress, and is still served.
+func TestAddressRateExemptsTrustedToken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.AddressRate = 0.001 })
 	known, unknown := r.editor(), r.editor()
 	get := func(token string) int { return r.do(call{method: "GET", path: sagas, token: token}).status }
 	for range 3 {
 		if status := get(known); status != http.StatusOK {
-			t.Fatalf("the user is answered with %d", status)
+			t.Fatalf("valid token: %d", status)
 		}
 	}
 	if status := get("junk"); status != http.StatusUnauthorized {
-		t.Errorf("a stranger is answered with %d", status)
+		t.Errorf("invalid token: %d", status)
 	}
 	for token, want := range map[string]int{known: http.StatusOK, unknown: http.StatusTooManyRequests, "junk": http.StatusTooManyRequests, "": http.StatusTooManyRequests} {
 		if status := get(token); status != want {
-			t.Errorf("when the rate is used up somebody is answered with %d, want %d", status, want)
+			t.Errorf("token %.8q after the rate was used up: %d, want %d", token, status, want)
 		}
 	}
 }
 
-func TestOnlyForgedCallbacksCountForTheRateOfAnAddress(t *testing.T) {
+func TestAddressRateCountsOnlyForgedCallbacks(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.AddressRate = 0.001 })
 	post := func() int {
@@ -139,31 +141,31 @@ func TestOnlyForgedCallbacksCountForTheRateOfAnAddress(t *testing.T) {
 	}
 	for range 3 {
 		if status := post(); status != http.StatusNoContent {
-			t.Fatalf("a callback is answered with %d", status)
+			t.Fatalf("valid callback: %d", status)
 		}
 	}
 	r.answers.failWith(engine.ErrNoCallback)
 	for _, want := range []int{http.StatusNotFound, http.StatusTooManyRequests} {
 		if status := post(); status != want {
-			t.Errorf("a forged one is answered with %d, want %d", status, want)
+			t.Errorf("forged callback: %d, want %d", status, want)
 		}
 	}
 }
 
-func TestOneTokenOfACallbackIsHeldToARate(t *testing.T) {
+func TestServerLimitsRateOfCallbackToken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.UserRate = 0.001 })
 	for token, want := range map[string][]int{"one": {http.StatusNoContent, http.StatusTooManyRequests}, "other": {http.StatusNoContent}} {
 		for _, status := range want {
 			if a := r.do(call{method: "POST", path: "/v1/callbacks/" + token, body: `{"outcome":"Succeeded"}`}); a.status != status {
-				t.Errorf("with token %s: %d, want %d", token, a.status, status)
+				t.Errorf("token %s: %d, want %d", token, a.status, status)
 			}
 		}
 	}
 }
 
-// TestAStrangersBodyIsNotRead has requests come whose bodies never do.
-func TestAStrangersBodyIsNotRead(t *testing.T) {
+// TestServerRespondsBeforeUnauthorizedBody sends requests without their bodies.
+func TestServerRespondsBeforeUnauthorizedBody(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.answers.failWith(engine.ErrNoCallback)
@@ -177,7 +179,7 @@ func TestAStrangersBodyIsNotRead(t *testing.T) {
 	}
 }
 
-func TestASlowBodyHoldsNoPlace(t *testing.T) {
+func TestServerSlowBodyTakesNoPlace(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.Concurrent, o.Limits.Callbacks = 2, 1 })
 	token := r.editor()
@@ -186,18 +188,18 @@ func TestASlowBodyHoldsNoPlace(t *testing.T) {
 		fmt.Fprintf(r.dial(), "POST /v1/namespaces/%s/sagas %s", r.ns, header)
 		fmt.Fprintf(r.dial(), "POST /v1/callbacks/token %s", header)
 	}
-	r.until("all bodies are waited for", func() bool {
+	r.until("the server waits for all bodies", func() bool {
 		return r.server.memory.Used() >= 6*requestBytes
 	})
 	if a := r.do(call{method: "GET", path: sagas, token: token}); a.status != http.StatusOK {
-		t.Errorf("a request is answered with %d %s", a.status, a.body)
+		t.Errorf("request: %d %s", a.status, a.body)
 	}
 	if a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}); a.status != http.StatusNoContent {
-		t.Errorf("a callback is answered with %d %s", a.status, a.body)
+		t.Errorf("callback: %d %s", a.status, a.body)
 	}
 }
 
-func TestALargeListIsRefusedAndASmallerOneIsNot(t *testing.T) {
+func TestServerLimitsMemoryOfList(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.Memory = 250 << 10 })
 	token := r.editor()
@@ -206,20 +208,20 @@ func TestALargeListIsRefusedAndASmallerOneIsNot(t *testing.T) {
 	}
 	a := r.do(call{method: "GET", path: sagas, token: token})
 	if a.status != http.StatusServiceUnavailable || a.problem(t).Reason != "Busy" || !strings.Contains(a.problem(t).Detail, "limit") {
-		t.Errorf("all: %d %.300s", a.status, a.body)
+		t.Errorf("without limit: %d %.300s", a.status, a.body)
 	}
 	if a := r.do(call{method: "GET", path: sagas + "?limit=2", token: token}); a.status != http.StatusOK {
-		t.Errorf("two: %d %.300s", a.status, a.body)
+		t.Errorf("limit=2: %d %.300s", a.status, a.body)
 	}
-	r.until("everything has been given back", func() bool {
+	r.until("all memory is given back", func() bool {
 		return r.server.memory.Used() == 0
 	})
 }
 
-func TestABodyThatDoesNotFitIsRefused(t *testing.T) {
+func TestServerLimitsMemoryOfBody(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(_ *operations.Options, o *Options) { o.Limits.Memory = 2 << 20 })
-	for name, body := range map[string]string{"long": strings.Repeat("x", 900<<10), "of many values": strings.Repeat("0,", 40_000)} {
+	for name, body := range map[string]string{"long": strings.Repeat("x", 900<<10), "many values": strings.Repeat("0,", 40_000)} {
 		a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded","body":["` + body + `"]}`})
 		if name != "long" {
 			a = r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded","body":[` + body + `0]}`})
@@ -229,7 +231,7 @@ func TestABodyThatDoesNotFitIsRefused(t *testing.T) {
 		}
 	}
 	if a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}); a.status != http.StatusNoContent {
-		t.Errorf("a small one: %d %s", a.status, a.body)
+		t.Errorf("small body: %d %s", a.status, a.body)
 	}
 }
 
@@ -254,6 +256,16 @@ func TestANetworkOfIPv6CountsAsOneAddress(t *testing.T) {
 			t.Errorf("%s counts as %s, want %s", remote, got, want)
 		}
 	}
+}
+
+// Find succeeds for every token, unless the fake fails with engine.ErrNoCallback.
+func (c *fakeCallbacks) Find(context.Context, string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(c.fail, engine.ErrNoCallback) {
+		return c.fail
+	}
+	return nil
 }
 
 // dial opens a bare connection.

@@ -123,7 +123,7 @@ func TestEveryPathParameterIsChecked(t *testing.T) {
 	}
 }
 
-func TestABodyHasALimitOfValues(t *testing.T) {
+func TestCheckJSONLimitsNodes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]bool{
 		"[" + strings.Repeat("0,", maxNodes-2) + "0]": true, "[" + strings.Repeat("0,", maxNodes-1) + "0]": false,
@@ -131,7 +131,7 @@ func TestABodyHasALimitOfValues(t *testing.T) {
 	} {
 		nodes, err := checkJSON([]byte(text))
 		if (err == nil) != want || nodes > maxNodes+1 {
-			t.Errorf("%.40s… was read to its %d. value: %v", text, nodes, err)
+			t.Errorf("checkJSON(%.40s…) read %d nodes, error %v", text, nodes, err)
 		}
 	}
 }
@@ -143,7 +143,7 @@ func FuzzCheckJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		nodes, err := checkJSON(data)
 		if nodes > maxNodes+1 {
-			t.Errorf("it read on after %d nodes", nodes)
+			t.Errorf("checkJSON read %d nodes, more than the limit", nodes)
 		}
 		if err == nil && !json.Valid(data) {
 			t.Errorf("%q is no JSON and was taken", data)

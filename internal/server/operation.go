@@ -15,7 +15,8 @@ import (
 type operation struct {
 	server *Server
 	id     string
-	// public needs no bearer token; callback has a token of its own in its path.
+	// public operations need no bearer token. A callback operation has a callback token in its
+	// path.
 	public, callback bool
 	// stream can be followed.
 	stream bool
@@ -35,19 +36,20 @@ func (o *operation) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 	ctx, tenant, p := o.identify(ctx, r, x)
 	if p != nil {
-		refuse(w, p)
+		writeAndClose(w, p)
 		return
 	}
-	x.memory.Belong(tenant)
+	x.memory.SetTenant(tenant)
 	body, p := takeBody(r, o.body, x.memory)
 	if p != nil {
-		refuse(w, p)
+		writeAndClose(w, p)
 		return
 	}
-	// The request takes a place when its body is there: whoever sends it slowly holds none.
+	// The request takes a place after its body has been read, so that a slow client does not hold
+	// one.
 	places := o.server.served
 	if o.callback {
-		places = o.server.calledBack
+		places = o.server.callbacks
 	}
 	free, mine, full := places.take(tenant)
 	if mine || full {
@@ -62,20 +64,22 @@ func (o *operation) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	o.handler.ServeHTTP(w, r)
 }
 
-// refuse answers a request whose body is not read to its end.
-func refuse(w http.ResponseWriter, p *Problem) {
+// writeAndClose writes a problem and closes the connection, because the body of the request may not
+// have been read.
+func writeAndClose(w http.ResponseWriter, p *Problem) {
 	w.Header().Set("Connection", "close")
 	p.write(w)
 }
 
-// identify finds out who sends a request, before anything of its body is read, and holds them to their rate.
+// identify authenticates a request before its body is read, and applies the rate of its user,
+// callback token or address. It returns a context with the caller, and the tenant of the request.
 func (o *operation) identify(ctx context.Context, r *http.Request, x *exchange) (_ context.Context, tenant string, _ *Problem) {
 	s := o.server
 	switch {
 	case o.callback:
-		return ctx, callbackTenant, s.bearerOfCallback(ctx, r)
+		return ctx, callbackTenant, s.authorizeCallback(ctx, r)
 	case o.public:
-		return ctx, "anybody", s.anybody(r)
+		return ctx, publicTenant, s.limitAddress(r)
 	}
 	caller, p := s.caller(ctx, r)
 	if p != nil {

@@ -140,7 +140,7 @@ func problemOf(err error) *Problem {
 		refused   *cqrs.RefusedError
 	)
 	switch {
-	case errors.Is(err, budget.ErrNone):
+	case errors.Is(err, budget.ErrExhausted):
 		return busy()
 	case errors.Is(err, operations.ErrUnavailable), postgres.Classify(err) == postgres.Unavailable:
 		return newProblem(http.StatusServiceUnavailable, "Unavailable", "the API server or the database cannot be reached at the moment; ask again").later(soon)
@@ -191,7 +191,7 @@ func keyProblem(err error) *Problem {
 		return newProblem(http.StatusConflict, "InProgress", "a request with this idempotency key is being carried out; ask again").later(min(busy.RetryAfter, soon))
 	case errors.Is(err, idempotency.ErrQuota):
 		return newProblem(http.StatusTooManyRequests, "KeptAnswersQuota",
-			"the answers to your requests of the last 24 hours in this namespace take all the room that they may (--api-kept-bytes); send this one again when some have expired").later(time.Minute)
+			"the stored responses to your requests in this namespace have reached their quota (--api-kept-bytes); retry after some have expired, 24 hours after their requests").later(time.Minute)
 	case errors.Is(err, idempotency.ErrMismatch):
 		return newProblem(http.StatusUnprocessableEntity, "KeyReused", "this idempotency key was used for another request: a new request needs a new key, and a repetition the same content")
 	case errors.Is(err, idempotency.ErrFenced):

@@ -425,16 +425,6 @@ func (c *fakeCallbacks) Answer(_ context.Context, _ string, a engine.CallbackAns
 	return c.fail
 }
 
-// Find knows every token, unless there are none.
-func (c *fakeCallbacks) Find(context.Context, string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if errors.Is(c.fail, engine.ErrNoCallback) {
-		return c.fail
-	}
-	return nil
-}
-
 func (c *fakeCallbacks) failWith(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -50,9 +50,9 @@ type Server struct {
 	metrics       *metrics
 	users         *rates
 	addresses     *rates
-	strangers     *places
+	checks        *places // of credentials
 	served        *places
-	calledBack    *places
+	callbacks     *places
 	followed      *places
 	memory        *budget.Budget
 	documentJSON  []byte
@@ -81,7 +81,7 @@ func New(o Options) (*Server, error) {
 	}
 	s.users, s.addresses = newRates(s.limits.UserRate), newRates(s.limits.AddressRate)
 	s.served, s.followed = newPlaces(s.limits.Concurrent, half(s.limits.Concurrent)), newPlaces(s.limits.Followers, s.limits.UserFollowers)
-	s.strangers, s.calledBack = newPlaces(s.limits.Strangers, half(s.limits.Strangers)), newPlaces(s.limits.Callbacks, s.limits.Callbacks)
+	s.checks, s.callbacks = newPlaces(s.limits.CredentialChecks, half(s.limits.CredentialChecks)), newPlaces(s.limits.Callbacks, s.limits.Callbacks)
 	s.memory = budget.New(s.limits.Memory)
 	var err error
 	if s.metrics, err = newMetrics(o.Metrics); err != nil {
@@ -118,13 +118,14 @@ func (s *Server) newAPI() huma.API {
 	return humago.New(s.mux, config)
 }
 
-// What one connection of HTTP/2 may take: how many requests at once, and how many bytes of their bodies that nobody has read yet.
+// The limits of one HTTP/2 connection: concurrent requests, and bytes of their bodies that have
+// been received but not read.
 const (
 	maxStreams       = 64
 	maxReceiveBuffer = 128 << 10
 )
 
-// half of a number of places is what one of many may have; one at least.
+// half returns half of a number of places, and at least one.
 func half(n int) int { return max(1, n/2) }
 
 // stopPatience is how long requests under way may take when the API is stopped.
@@ -147,7 +148,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	connections := limitConnections(l, s.limits.Connections, half(s.limits.Connections), s.metrics.limited.WithLabelValues("connections").Inc)
 	l = connections
 	srv := &http.Server{
-		ConnState: connections.changed,
+		ConnState: connections.connState,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer / 2,
 		},

@@ -34,7 +34,7 @@ func takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Pr
 	body, err := readBody(r, limit, memory)
 	timeout := net.Error(nil)
 	switch {
-	case errors.Is(err, budget.ErrNone):
+	case errors.Is(err, budget.ErrExhausted):
 		return nil, busy()
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return nil, newProblem(http.StatusRequestTimeout, "Timeout", "the body did not come in time")
@@ -56,14 +56,16 @@ func takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Pr
 }
 
 const (
-	// requestBytes is what a request takes besides its body: its goroutine, its header, the buffers of its connection.
+	// requestBytes is the memory of a request without its body, in bytes: its goroutine, its
+	// header, and the buffers of its connection.
 	requestBytes = 32 << 10
-	// bodyCopies is how often the text of a body is there at once, besides itself: in what it is decoded to, in the answer that is kept, and
-	// on its way to the API server or to the database.
+	// bodyCopies is the number of further copies of a body's text that are held at a time: decoded,
+	// in the stored response, and on the way to the API server or the database.
 	bodyCopies = 4
 )
 
-// readBody reads up to limit+1 bytes, and takes memory for what has come: a body that comes slowly takes little.
+// readBody reads up to limit+1 bytes. It takes memory as the body arrives, so that a slow body
+// takes little. It fails with budget.ErrExhausted if the memory is not available.
 func readBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, error) {
 	const first = 4 << 10
 	body := make([]byte, 0, min(limit+1, max(r.ContentLength+1, 512), first))

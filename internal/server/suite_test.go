@@ -78,7 +78,8 @@ func kubernetes(t testing.TB) *cluster.Cluster {
 	return shared.cluster
 }
 
-// typedClient is a client as users have one, strict about fields.
+// typedClient returns a client with the types of the API and strict validation of fields, as users
+// have.
 func typedClient(config *rest.Config) (client.Client, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1.AddToScheme} {

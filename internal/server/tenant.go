@@ -5,11 +5,16 @@ import (
 	"strings"
 )
 
-// callbackTenant is whom the memory of callbacks belongs to: participants are not told apart, but they leave half to all others.
-const callbackTenant = "callbacks"
+const (
+	// callbackTenant is the tenant of all callbacks. Callbacks of different participants are not
+	// distinguished.
+	callbackTenant = "callbacks"
+	// publicTenant is the tenant of all requests for operations that need no credentials.
+	publicTenant = "public"
+)
 
-// tenantOf is with whom a user shares: whoever may make ServiceAccounts in a namespace can be as many users as they like, so all of a
-// namespace are one.
+// tenantOf returns the tenant of a user. All ServiceAccounts of a namespace are one tenant, because
+// a user who can create one can create any number of them.
 func tenantOf(user string) string {
 	if rest, ok := strings.CutPrefix(user, "system:serviceaccount:"); ok {
 		namespace, _, _ := strings.Cut(rest, ":")
@@ -18,8 +23,8 @@ func tenantOf(user string) string {
 	return "user " + user
 }
 
-// busy is what somebody is told whose request does not fit at the moment.
+// busy returns the problem of a request for which there is no memory at the moment.
 func busy() *Problem {
 	return newProblem(http.StatusServiceUnavailable, "Busy",
-		"the operator has no room for this request at the moment; ask again, and for less at once where that is possible (limit)").later(soon)
+		"the operator has no memory for this request at the moment; retry, and ask for fewer items (limit) if the operation lists any").later(soon)
 }

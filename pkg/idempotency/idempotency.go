@@ -48,8 +48,9 @@ var (
 	ErrMismatch = errors.New("this key was used for another request")
 	// ErrFenced says that a claim is void: its lease was over, and somebody else has taken the key over. What was done under it must not be answered for.
 	ErrFenced = errors.New("the claim of this key is lost: its lease was over and another request has taken the key over")
-	// ErrQuota says that the answers that are kept for a realm take all the room that they may; see Options.RealmBytes. Nothing has been done.
-	ErrQuota = errors.New("the answers that are kept for this realm take all the room that they may; some expire with time")
+	// ErrQuota says that the stored responses of a realm have reached [Options.RealmBytes]. The key
+	// was not claimed. A later attempt succeeds once enough keys have expired and been removed.
+	ErrQuota = errors.New("the stored responses of this realm have reached their quota; retry after some have expired")
 	// ErrInvalidKey says that a key or a realm is empty, too long, or no text.
 	ErrInvalidKey = errors.New("invalid key")
 )
@@ -141,8 +142,10 @@ type Begun struct {
 
 // Store keeps keys and answers. All methods are safe for concurrent use.
 type Store interface {
-	// Begin claims a key for its first request, or takes it over from one whose lease is over. It returns the answer where there is one, and fails with an *InProgressError, ErrMismatch,
-	// ErrQuota or ErrInvalidKey. A key that has expired is as if it had never been.
+	// Begin claims a key for its first request, or takes it over from a request whose lease is
+	// over. If the key has a stored response, Begin returns that response. It fails with an
+	// [*InProgressError], [ErrMismatch], [ErrQuota] or [ErrInvalidKey]. An expired key counts as
+	// unknown.
 	Begin(ctx context.Context, key Key, of Fingerprint) (Begun, error)
 	// Complete keeps the answer of a request that was carried out. It fails with ErrFenced when somebody else has taken the key over, and changes nothing then.
 	Complete(ctx context.Context, c Claim, r Response) error
@@ -163,9 +166,11 @@ type Options struct {
 	TTL time.Duration
 	// Lease is how long a claim holds; DefaultLease where it is zero.
 	Lease time.Duration
-	// RealmBytes is how many bytes the keys of one realm take with the bodies of their answers, before new keys are refused with ErrQuota; 0
-	// is no limit. It is counted once a minute, and answers that are kept meanwhile are added, so it is exceeded by what several processes
-	// keep in a minute at most.
+	// RealmBytes is the quota of one realm in bytes: the bodies of its stored responses plus 256
+	// for each key, including expired keys until [Store.Sweep] removes them. A store that has
+	// reached it refuses new keys with [ErrQuota]. 0 means no quota. The [Postgres] store counts
+	// once a minute and adds its own responses in between, so several processes can exceed the
+	// quota by the responses that they store within one minute.
 	RealmBytes int64
 	// Clock is what time it is; nil is the database's own clock, or time.Now in memory.
 	Clock func() time.Time

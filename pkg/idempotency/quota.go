@@ -7,36 +7,37 @@ import (
 	"time"
 )
 
-// rowBytes is what a key takes besides the body of its answer, as quotas count.
+// rowBytes is the size of a key without the body of its response, in bytes, as quotas count it.
 const rowBytes = 256
 
-// quotaLook is how often a store counts anew what the answers of a realm take.
-const quotaLook = time.Minute
+// recountInterval is the age at which the size of a realm is counted again.
+const recountInterval = time.Minute
 
-// maxQuotas bounds how many realms a store remembers a count of.
+// maxQuotas is the maximum number of realms whose size a store remembers.
 const maxQuotas = 10_000
 
-// quotas remembers what the answers of realms take, so that not every request has them counted. Several stores on one table see each
-// other's answers when they count anew.
+// quotas caches the sizes of realms, so that not every request counts them. Stores that share a
+// table see each other's responses when they count again.
 type quotas struct {
 	mu     sync.Mutex
 	realms map[string]quota
 }
 
-// quota is what the answers of a realm take, and when they were counted.
+// quota is the size of a realm in bytes, and the time at which it was counted.
 type quota struct {
-	bytes int64
-	at    time.Time
+	bytes     int64
+	countedAt time.Time
 }
 
-// get returns what a realm takes, if it was counted a short time ago.
+// get returns the size of a realm, and whether it was counted within recountInterval.
 func (q *quotas) get(realm string, now time.Time) (int64, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	known, ok := q.realms[realm]
-	return known.bytes, ok && now.Sub(known.at) < quotaLook
+	return known.bytes, ok && now.Sub(known.countedAt) < recountInterval
 }
 
+// set stores the size of a realm. It forgets all other sizes if there are maxQuotas of them.
 func (q *quotas) set(realm string, bytes int64, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -46,6 +47,7 @@ func (q *quotas) set(realm string, bytes int64, now time.Time) {
 	q.realms[realm] = quota{bytes, now}
 }
 
+// add adds a stored response to the size of its realm, if the size is known.
 func (q *quotas) add(realm string, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -55,8 +57,9 @@ func (q *quotas) add(realm string, bytes int64) {
 	}
 }
 
-// full fails with ErrQuota if a realm has no room for the answer to a request with a new key.
-func (p *Postgres) full(ctx context.Context, key Key) error {
+// checkQuota fails with [ErrQuota] if the realm has reached its quota and does not have the key
+// yet.
+func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
 	if p.RealmBytes <= 0 {
 		return nil
 	}
@@ -68,26 +71,27 @@ func (p *Postgres) full(ctx context.Context, key Key) error {
 	if !ok {
 		err := p.db.QueryRow(ctx, `SELECT coalesce(sum($2 + coalesce(octet_length(body), 0)), 0) FROM idempotency_keys WHERE realm = $1`, key.Realm, rowBytes).Scan(&bytes)
 		if err != nil {
-			return fmt.Errorf("counting the answers of realm %.64q: %w", key.Realm, explain(err))
+			return fmt.Errorf("counting the stored responses of realm %.64q: %w", key.Realm, explain(err))
 		}
 		p.quotas.set(key.Realm, bytes, now)
 	}
 	if bytes < p.RealmBytes {
 		return nil
 	}
-	var there bool // whoever has begun under a key may end
-	err := p.db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM idempotency_keys WHERE realm = $1 AND key = $2)`, key.Realm, key.Key).Scan(&there)
+	var exists bool // a request that has claimed a key may finish
+	err := p.db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM idempotency_keys WHERE realm = $1 AND key = $2)`, key.Realm, key.Key).Scan(&exists)
 	switch {
 	case err != nil:
-		return fmt.Errorf("looking key %s up: %w", key, explain(err))
-	case there:
+		return fmt.Errorf("looking up key %s: %w", key, explain(err))
+	case exists:
 		return nil
 	}
 	return ErrQuota
 }
 
-// full is as that of Postgres; m.mu is held.
-func (m *Memory) full(key Key) error {
+// checkQuota fails with [ErrQuota] if the realm has reached its quota and does not have the key
+// yet. m.mu is held.
+func (m *Memory) checkQuota(key Key) error {
 	if m.RealmBytes <= 0 || m.keys[key] != nil {
 		return nil
 	}

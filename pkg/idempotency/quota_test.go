@@ -7,7 +7,7 @@ import (
 	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
 
-func TestTheAnswersOfARealmHaveAQuota(t *testing.T) {
+func TestStoreBeginRefusesNewKeysOverQuota(t *testing.T) {
 	t.Parallel()
 	for name, open := range stores {
 		t.Run(name, func(t *testing.T) {
@@ -31,8 +31,9 @@ func TestTheAnswersOfARealmHaveAQuota(t *testing.T) {
 	}
 }
 
-// TestAKeyThatWasBegunIsTakenOverAlthoughTheQuotaIsUsedUp has a process die in the middle, and its request come again.
-func TestAKeyThatWasBegunIsTakenOverAlthoughTheQuotaIsUsedUp(t *testing.T) {
+// TestStoreBeginTakesOverKeyOverQuota retries the request of a process that died after it had
+// claimed the key. The key is taken over, although the realm has reached its quota in the meantime.
+func TestStoreBeginTakesOverKeyOverQuota(t *testing.T) {
 	t.Parallel()
 	for name, open := range stores {
 		t.Run(name, func(t *testing.T) {

@@ -108,7 +108,7 @@ type Options struct {
 	DatabaseURL string
 	// Args are further flags. Loopback participants are allowed and no leader is elected unless they say otherwise.
 	Args []string
-	// Env is further environment.
+	// Env has further environment variables, as NAME=value.
 	Env []string
 	// Binary is the program of the workshop to run; the operator of this source by default.
 	Binary string

@@ -95,7 +95,7 @@ func (w *World) startNode(index, life int) *node {
 	var err error
 	n.engine, err = engine.New(engine.Options{
 		Store: store, Participants: kinds, Notify: n.reconciler.Enqueue, Logger: log, Plans: w.Plans,
-		Random: func() uint64 { return n.draw("engine") }, NewID: n.newID, Workers: w.places(n.id), Memory: engine.Memory{States: w.states(n.id)}, Clock: n.clock,
+		Random: func() uint64 { return n.draw("engine") }, NewID: n.newID, Workers: w.places(n.id), Memory: engine.Memory{States: w.stateMemory(n.id)}, Clock: n.clock,
 	})
 	if err != nil {
 		panic(err)
@@ -134,8 +134,9 @@ func (w *World) places(id string) int {
 	return pick(w.chance, "places", id, 2, 4, 64)
 }
 
-// states is how many bytes of the states of sagas a node keeps in memory: all, or none, so that it reads each from the store again.
-func (w *World) states(id string) int64 {
+// stateMemory returns how much memory a node has for the states of sagas, in bytes: 0 for the
+// default of the engine, or 1, so that the node keeps no state and loads each again.
+func (w *World) stateMemory(id string) int64 {
 	if w.Script != nil {
 		return 0
 	}

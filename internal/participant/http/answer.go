@@ -65,8 +65,9 @@ const smallAnswerBytes = 64 << 10
 // maxPooledBytes keeps a few large answers from holding memory for good.
 const maxPooledBytes = 64 << 10
 
-// outcome reads the answer and says what it means. room is that of the call.
-func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, room func(context.Context, int64) error) participant.Result {
+// outcome reads the response and returns its result. reserve is the ReserveMemory of the call, and
+// may be nil.
+func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, reserve func(context.Context, int64) error) participant.Result {
 	if resp.StatusCode < 200 {
 		// 101: what follows is another protocol, and is not read.
 		return participant.Result{Kind: saga.Unknown, Reason: reason(resp.StatusCode), Message: fmt.Sprintf("an answer that is none (%d)", resp.StatusCode)}
@@ -78,10 +79,10 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, room 
 			buffers.Put(b)
 		}
 	}()
-	readErr := p.read(ctx, b, resp, room)
+	readErr := p.read(ctx, b, resp, reserve)
 	var body any
 	if readErr == nil {
-		body = kept(b.Bytes(), resp.Header.Get("Content-Type"))
+		body = responseBody(b.Bytes(), resp.Header.Get("Content-Type"))
 	}
 	kind, author := judge(resp, isHTML(resp, b.Bytes()))
 	result := participant.Result{
@@ -118,8 +119,9 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, room 
 // read reads the body to its end, so that the connection can be used again, or to the limit, which also holds for what is compressed
 // and for what it expands to.
 //
-// The large ones have to wait for room: hundreds at once would not fit.
-func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.Response, room func(context.Context, int64) error) error {
+// A body of more than smallAnswerBytes waits until p.limit bytes of memory are reserved for it:
+// hundreds of large bodies at once would not fit.
+func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.Response, reserve func(context.Context, int64) error) error {
 	if resp.ContentLength > p.limit {
 		return errTooLarge
 	}
@@ -143,8 +145,8 @@ func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.R
 	case err != nil:
 		return err
 	}
-	if room != nil {
-		if err := room(ctx, p.limit); err != nil {
+	if reserve != nil {
+		if err := reserve(ctx, p.limit); err != nil {
 			return err
 		}
 	}
@@ -169,9 +171,10 @@ func (l *limited) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// kept is a body as it is kept: JSON as it came, for whoever decodes it if it is read, and everything else as text. Many servers send JSON
-// without saying so.
-func kept(raw []byte, contentType string) any {
+// responseBody returns the body for output expressions: nil if it is empty, a json.RawMessage if it
+// is JSON that expression.Decode accepts, and a string otherwise. A body that begins with { or [ is
+// parsed as JSON whatever its content type: many servers send JSON under another type.
+func responseBody(raw []byte, contentType string) any {
 	trimmed := bytes.TrimSpace(raw)
 	if len(trimmed) == 0 {
 		return nil
@@ -189,9 +192,11 @@ func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
 }
 
+// replacement takes the place of NUL and of invalid UTF-8 in text.
 const replacement = string(unicode.ReplacementChar)
 
-// withoutNUL returns a copy of JSON in which no text holds a NUL.
+// withoutNUL returns a copy of raw in which every NUL in strings and names is replaced. raw must be
+// valid JSON.
 func withoutNUL(raw []byte) json.RawMessage {
 	if !bytes.Contains(raw, []byte(`\u0000`)) {
 		return slices.Clone(raw)
@@ -201,14 +206,14 @@ func withoutNUL(raw []byte) json.RawMessage {
 	from, to := jsontext.NewDecoder(bytes.NewReader(raw), lenient...), jsontext.NewEncoder(&out, lenient...)
 	for {
 		t, err := from.ReadToken()
-		if err != nil { // its end: it has been checked
+		if err != nil { // io.EOF: raw is valid
 			return bytes.TrimSpace(out.Bytes())
 		}
 		if t.Kind() == '"' {
 			t = jsontext.String(strings.ReplaceAll(t.String(), "\x00", replacement))
 		}
 		if err := to.WriteToken(t); err != nil {
-			return slices.Clone(raw) // it cannot be: the same tokens were read
+			return slices.Clone(raw) // unreachable: the tokens come from valid JSON
 		}
 	}
 }
@@ -343,7 +348,7 @@ func explanation(body any) string {
 		var said string
 		if json.Unmarshal(field, &said) != nil {
 			var inner struct{ Message string }
-			_ = json.Unmarshal(field, &inner) // what is neither says nothing
+			_ = json.Unmarshal(field, &inner) // a field of another type has no explanation
 			said = inner.Message
 		}
 		if said = strings.TrimSpace(said); said != "" {

@@ -114,7 +114,7 @@ func TestRetryAfterIsHonouredInBothFormsAndCapped(t *testing.T) {
 	}
 }
 
-// bodyOf is the body of a response as expressions see it.
+// bodyOf returns the body of a response as expressions see it.
 func bodyOf(t *testing.T, r participant.Result) any {
 	t.Helper()
 	raw, ok := r.Response["body"].(json.RawMessage)
@@ -123,7 +123,7 @@ func bodyOf(t *testing.T, r participant.Result) any {
 	}
 	body, err := expression.Decode(raw)
 	if err != nil {
-		t.Errorf("the body is no JSON: %v", err)
+		t.Errorf("decoding the body: %v", err)
 	}
 	return body
 }
@@ -254,7 +254,8 @@ func TestAnAnswerUpToTheLimitPasses(t *testing.T) {
 	}
 }
 
-// TestLargeAnswersWaitForRoomAndSmallOnesDoNot takes all the room, as many large answers at once would.
+// TestLargeAnswersWaitForRoomAndSmallOnesDoNot blocks ReserveMemory until ctx ends, as many
+// concurrent large responses would.
 func TestLargeAnswersWaitForRoomAndSmallOnesDoNot(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, func(w nethttp.ResponseWriter, r *nethttp.Request) {
@@ -266,32 +267,32 @@ func TestLargeAnswersWaitForRoomAndSmallOnesDoNot(t *testing.T) {
 		_, _ = io.WriteString(w, `"`+strings.Repeat("x", size)+`"`)
 	})
 	p := newParticipant(t, Options{})
-	asked, full := make(chan int64, 1), true
+	reserved, exhausted := make(chan int64, 1), true
 	call := func(path string) participant.Call {
 		c := post(s.URL + path)
-		c.Room = func(ctx context.Context, bytes int64) error {
-			asked <- bytes
-			if full {
+		c.ReserveMemory = func(ctx context.Context, bytes int64) error {
+			reserved <- bytes
+			if exhausted {
 				<-ctx.Done()
 			}
 			return ctx.Err()
 		}
 		return c
 	}
-	if r := do(t, p, call("/small")); r.Kind != saga.Succeeded || len(asked) > 0 {
+	if r := do(t, p, call("/small")); r.Kind != saga.Succeeded || len(reserved) > 0 {
 		t.Errorf("%+v", r)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	ended := make(chan participant.Result)
 	go func() { ended <- p.Do(ctx, call("/large")) }()
-	if bytes := <-asked; bytes != DefaultMaxAnswerBytes {
-		t.Errorf("it asked for room for %d bytes", bytes)
+	if bytes := <-reserved; bytes != DefaultMaxAnswerBytes {
+		t.Errorf("reserved %d bytes, want %d", bytes, DefaultMaxAnswerBytes)
 	}
 	cancel(errors.New("the attempt's time is over"))
 	if r := <-ended; r.Kind != saga.Unknown || r.Reason != "AnswerBroken" {
 		t.Errorf("%+v", r)
 	}
-	full = false
+	exhausted = false
 	if r := do(t, p, call("/large")); r.Kind != saga.Succeeded || len(r.Response["body"].(json.RawMessage)) != 2*smallAnswerBytes+2 {
 		t.Errorf("%s %s", r.Kind, r.Message)
 	}

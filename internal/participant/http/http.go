@@ -222,7 +222,7 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 		return failed(ctx, err, sent.Load())
 	}
 	defer resp.Body.Close()
-	result := p.outcome(ctx, resp, call.Room)
+	result := p.outcome(ctx, resp, call.ReserveMemory)
 	if within > 0 && resp.StatusCode == nethttp.StatusAccepted {
 		return participant.Result{Accepted: true, AnswerWithin: within} // whatever became of its body: the answer is still to come
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/vextrus/saga-operator/internal/operations"
 )
 
-// anybody holds an address to its rate for what needs no credentials.
-func (s *Server) anybody(r *http.Request) *Problem {
+// limitAddress applies the rate of the address to a request that needs no credentials.
+func (s *Server) limitAddress(r *http.Request) *Problem {
 	if wait := s.addresses.take(network(r.RemoteAddr)); wait > 0 {
 		s.metrics.limited.WithLabelValues("address").Inc()
 		return newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests come from this address").later(wait)
@@ -20,23 +20,25 @@ func (s *Server) anybody(r *http.Request) *Problem {
 	return nil
 }
 
-// stranger lets somebody be looked up who is not known yet. Only credentials that turn out to be good for nothing count for the rate of the
-// address, because many users share one behind an ingress: whoever calls it has to call spend then, and free in any case.
-func (s *Server) stranger(r *http.Request) (free, spend func(), _ *Problem) {
+// admitUnverified admits a check of credentials that are not known to be valid, within the rate of
+// the address and the number of concurrent checks. The caller must call free after the check. It
+// must call spend if the credentials are invalid. Valid credentials do not count for the rate of
+// the address, because all users behind an ingress share one.
+func (s *Server) admitUnverified(r *http.Request) (free, spend func(), _ *Problem) {
 	address := network(r.RemoteAddr)
 	if wait := s.addresses.wait(address); wait > 0 {
 		s.metrics.limited.WithLabelValues("address").Inc()
 		return nil, nil, newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests come from this address").later(wait)
 	}
-	free, mine, full := s.strangers.take(address)
+	free, mine, full := s.checks.take(address)
 	if mine || full {
-		s.metrics.limited.WithLabelValues("strangers").Inc()
-		return nil, nil, newProblem(http.StatusServiceUnavailable, "Busy", "the operator looks up as many credentials as it can at the moment; ask again").later(soon)
+		s.metrics.limited.WithLabelValues("credentials").Inc()
+		return nil, nil, newProblem(http.StatusServiceUnavailable, "Busy", "the operator is checking as many credentials as it can at the moment; retry").later(soon)
 	}
 	return free, func() { s.addresses.spend(address) }, nil
 }
 
-// caller is who sends a request.
+// caller authenticates a request by its bearer token.
 func (s *Server) caller(ctx context.Context, r *http.Request) (operations.Caller, *Problem) {
 	unauthorized := func(code, detail string) *Problem {
 		header := challenge
@@ -48,7 +50,7 @@ func (s *Server) caller(ctx context.Context, r *http.Request) (operations.Caller
 	token, err := bearerToken(r.Header)
 	spend := func() { s.addresses.spend(network(r.RemoteAddr)) }
 	if err != nil || !s.authenticator.trusts(token) {
-		free, _, p := s.stranger(r)
+		free, _, p := s.admitUnverified(r)
 		if p != nil {
 			return operations.Caller{}, p
 		}
@@ -72,9 +74,10 @@ func (s *Server) caller(ctx context.Context, r *http.Request) (operations.Caller
 	return caller, nil
 }
 
-// bearerOfCallback lets a callback in whose token somebody was given.
-func (s *Server) bearerOfCallback(ctx context.Context, r *http.Request) *Problem {
-	free, spend, p := s.stranger(r)
+// authorizeCallback checks that the token of a callback was issued, and applies the rate of the
+// token.
+func (s *Server) authorizeCallback(ctx context.Context, r *http.Request) *Problem {
+	free, spend, p := s.admitUnverified(r)
 	if p != nil {
 		return p
 	}
@@ -92,7 +95,7 @@ func (s *Server) bearerOfCallback(ctx context.Context, r *http.Request) *Problem
 	sum := sha256.Sum256([]byte(token))
 	if wait := s.users.take("callback " + string(sum[:])); wait > 0 {
 		s.metrics.limited.WithLabelValues("callback").Inc()
-		return newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests come with this token").later(wait)
+		return newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests use this callback token").later(wait)
 	}
 	return nil
 }
