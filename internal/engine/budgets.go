@@ -130,7 +130,7 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 		}
 		in.state = r.state
 	}
-	with, err := in.plan.Render(in.state, a)
+	with, err := in.plan.Render(ctx, in.state, a)
 	if err != nil {
 		return nil, failed(saga.Rejected, reasonExpression, err) // never sent, and a retry would fail in the same way
 	}
@@ -169,5 +169,5 @@ func (e *Engine) evaluate(ctx context.Context, in *attemptInput, a saga.Attempt,
 		}
 		response["body"] = tree
 	}
-	return in.plan.Output(in.state, a, response)
+	return in.plan.Output(ctx, in.state, a, response)
 }

@@ -2,6 +2,7 @@ package expression
 
 import (
 	"strings"
+	"sync"
 
 	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
@@ -9,11 +10,12 @@ import (
 	"cel.dev/cel-go/common/types/traits"
 )
 
-// What CEL charges by itself for a function does not follow from what the function does with arguments of their size. tariff charges it: so
-// many steps are as much work as one simple operation, which costs one.
+// CEL's own cost of a function does not follow from the work that the function does on arguments of their
+// size. The tariff charges that work: one unit, the cost of a simple operation, for each of these.
 const (
-	stepsPerCost      = 16 // comparisons of elements, or steps through a text
-	regexStepsPerCost = 64 // bytes of text times instructions of the program
+	stepsPerCost        = 16 // steps: comparisons of elements, or bytes of text
+	regexStepsPerCost   = 64 // bytes of text times instructions of the regular expression
+	instructionsPerCost = 8  // instructions of a regular expression that is compiled
 )
 
 // tariff implements cost.ActualCostEstimator.
@@ -21,7 +23,8 @@ type tariff struct{}
 
 // CallCost implements cost.ActualCostEstimator.
 func (tariff) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint64 {
-	work, ok := 0, true
+	var work int
+	ok := true
 	switch function {
 	case overloads.Matches:
 		work, ok = regexWork(args)
@@ -41,17 +44,53 @@ func (tariff) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint
 	return &cost
 }
 
-// regexWork is the work of matching, in the steps of other functions.
+// regexWork returns the work of a match, in steps.
 func regexWork(args []ref.Val) (int, bool) {
 	s, ok := texts(args, 2)
 	if !ok {
 		return 0, false
 	}
-	size, err := types.RegexProgramSize(s[1])
+	size, err := regexSizes.of(s[1])
 	if err != nil {
 		return 0, false
 	}
-	return len(s[0]) * size / (regexStepsPerCost / stepsPerCost), true
+	cost := len(s[0])*size/regexStepsPerCost + size/instructionsPerCost
+	return cost * stepsPerCost, true
+}
+
+// sizes remembers the program sizes of regular expressions, since determining one takes as long as
+// compiling it.
+type sizes struct {
+	mu    sync.Mutex
+	known map[string]int
+}
+
+var regexSizes = &sizes{known: map[string]int{}}
+
+// Limits of what sizes remembers.
+const (
+	maxKnownSizes   = 1024
+	maxKnownPattern = 256 // bytes
+)
+
+func (s *sizes) of(pattern string) (int, error) {
+	s.mu.Lock()
+	size, ok := s.known[pattern]
+	s.mu.Unlock()
+	if ok {
+		return size, nil
+	}
+	size, err := types.RegexProgramSize(pattern)
+	if err != nil || len(pattern) > maxKnownPattern {
+		return size, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.known) >= maxKnownSizes {
+		clear(s.known)
+	}
+	s.known[pattern] = size
+	return size, nil
 }
 
 func searchWork(args []ref.Val) (int, bool) {
@@ -59,11 +98,11 @@ func searchWork(args []ref.Val) (int, bool) {
 	if !ok {
 		return 0, false
 	}
-	// It is a search for one substring, which gives up soon at most places.
+	// The search compares more than one byte only at places with the right first byte.
 	return len(s[0]) + strings.Count(s[0], s[1][:min(len(s[1]), 1)])*len(s[1]), true
 }
 
-// pairWork is the work of comparing each element with each.
+// pairWork returns the work of comparing each element with each other, in steps.
 func pairWork(args []ref.Val) int {
 	elements, weight := 1, 1
 	for _, a := range args {
@@ -75,7 +114,7 @@ func pairWork(args []ref.Val) int {
 	return elements * weight
 }
 
-// lengthOf is how long a text is, or how many values there are, with the length of those that are texts.
+// lengthOf returns the length of a text in bytes, or the weight of any other value.
 func lengthOf(v ref.Val) int {
 	switch v := v.(type) {
 	case types.String:

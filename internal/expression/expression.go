@@ -17,6 +17,8 @@
 package expression
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"sort"
 )
@@ -115,10 +117,16 @@ func Compile(value any, vars Vars) (*Template, []Error) {
 	return t, nil
 }
 
-// Render evaluates the template. The result shares nothing with the scope. An error is an Error that names the place, and says nothing
-// about other places.
-func (t *Template) Render(s Scope) (any, error) {
-	r := renderer{scope: s, cost: maxTemplateCost}
+// ErrInterrupted reports that the context of an evaluation ended before the evaluation did. The result is
+// not known, and the same evaluation may succeed later.
+var ErrInterrupted = errors.New("the evaluation took too long")
+
+// Render evaluates the template. The result shares nothing with the scope.
+//
+// An error names the first place that fails, as an Error. It is ErrInterrupted when ctx ended first, which is noticed within
+// milliseconds; any other error is a property of the template and the scope, so that the same call fails again.
+func (t *Template) Render(ctx context.Context, s Scope) (any, error) {
+	r := renderer{ctx: ctx, scope: s, cost: maxTemplateCost}
 	return r.render(t.root, 0)
 }
 

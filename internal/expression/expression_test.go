@@ -31,7 +31,7 @@ func render(t *testing.T, value any, vars Vars) (any, error) {
 	if len(errs) > 0 {
 		t.Fatalf("Compile(%v): %v", value, errs)
 	}
-	return tmpl.Render(scope)
+	return tmpl.Render(t.Context(), scope)
 }
 
 func TestAnExpressionRendersToItsValue(t *testing.T) {
@@ -271,7 +271,7 @@ func TestMapsAreWalkedInTheOrderOfTheirKeys(t *testing.T) {
 		if errs != nil {
 			t.Fatal(errs)
 		}
-		if got, err := tmpl.Render(Scope{Input: m}); err != nil || got != want {
+		if got, err := tmpl.Render(t.Context(), Scope{Input: m}); err != nil || got != want {
 			t.Errorf("%s: %v, %v", source, got, err)
 		}
 	}
@@ -288,7 +288,7 @@ func TestTheResultSharesNothingWithTheScope(t *testing.T) {
 	in := map[string]any{"a": map[string]any{"b": []any{"c"}}}
 	for _, source := range []string{"${input}", "${[input][0]}"} {
 		tmpl, _ := Compile(source, WithoutResponse)
-		got, err := tmpl.Render(Scope{Input: in})
+		got, err := tmpl.Render(t.Context(), Scope{Input: in})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -312,7 +312,7 @@ func TestNestingIsLimited(t *testing.T) {
 		t.Errorf("depth %d: %v", MaxDepth+1, errs)
 	}
 	tmpl, _ := Compile([]any{"${input}"}, WithoutResponse)
-	if _, err := tmpl.Render(Scope{Input: deep}); err == nil {
+	if _, err := tmpl.Render(t.Context(), Scope{Input: deep}); err == nil {
 		t.Error("a rendered value deeper than the limit passed")
 	}
 }

@@ -224,6 +224,9 @@ type charged struct{ interpreter.InterpretableV2 }
 
 // Exec implements interpreter.InterpretableV2.
 func (c *charged) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	if frame.CheckInterrupt() {
+		panic(interpreter.EvalCancelledError{Cause: interpreter.ContextCancelled, Message: ErrInterrupted.Error()})
+	}
 	v := c.InterpretableV2.Exec(frame)
 	switch v := v.(type) {
 	case types.String:
@@ -315,7 +318,7 @@ func matches(call interpreter.InterpretableCall) (interpreter.InterpretableV2, e
 			constant = p
 		}
 	}
-	return interpreter.NewCall(call.ID(), call.Function(), call.OverloadID(), call.Args(), func(args ...ref.Val) ref.Val {
+	return &charged{interpreter.NewCall(call.ID(), call.Function(), call.OverloadID(), call.Args(), func(args ...ref.Val) ref.Val {
 		s, ok := texts(args, 2)
 		if !ok {
 			return types.NewErr("matches needs a text and a pattern")
@@ -331,7 +334,7 @@ func matches(call interpreter.InterpretableCall) (interpreter.InterpretableV2, e
 			stop(errTooMuchWork)
 		}
 		return types.Bool(p.MatchString(s[0]))
-	}), nil
+	})}, nil
 }
 
 type pattern struct {

@@ -78,7 +78,7 @@ func TestNoExpressionCanCostMuch(t *testing.T) {
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			_, err := tmpl.Render(scope)
+			_, err := tmpl.Render(t.Context(), scope)
 			runtime.ReadMemStats(&after)
 			if err == nil || !strings.Contains(err.Error(), c[1]) {
 				t.Errorf("the error is %v, not that %s", err, c[1])
@@ -101,7 +101,7 @@ func BenchmarkTooCostly(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := tmpl.Render(scope); err == nil {
+				if _, err := tmpl.Render(b.Context(), scope); err == nil {
 					b.Fatal("it is not ended")
 				}
 			}
@@ -127,7 +127,7 @@ func TestALargeValuePassesWhereNothingIsMadeOfIt(t *testing.T) {
 		if errs != nil {
 			t.Fatal(errs)
 		}
-		if _, err := tmpl.Render(s); err != nil {
+		if _, err := tmpl.Render(t.Context(), s); err != nil {
 			t.Errorf("%s: %v", source, err)
 		}
 	}
@@ -145,7 +145,7 @@ func TestTheRenderedValueIsLimited(t *testing.T) {
 		if errs != nil {
 			t.Fatal(errs)
 		}
-		if _, err := tmpl.Render(s); err == nil || !strings.Contains(err.Error(), "larger than") {
+		if _, err := tmpl.Render(t.Context(), s); err == nil || !strings.Contains(err.Error(), "larger than") {
 			t.Errorf("error %v", err)
 		}
 	}
@@ -167,7 +167,7 @@ func TestManyCostlyExpressionsTogetherAreTooMuchWhereEachIsNot(t *testing.T) {
 		if len(errs) > 0 {
 			t.Fatal(errs)
 		}
-		_, err := tpl.Render(scope)
+		_, err := tpl.Render(t.Context(), scope)
 		return err
 	}
 	if err := render(20); err != nil {

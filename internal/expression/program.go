@@ -1,6 +1,7 @@
 package expression
 
 import (
+	"context"
 	"container/list"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/ext"
+	"cel.dev/cel-go/interpreter"
 )
 
 // program is one compiled expression. It is immutable and safe for concurrent use.
@@ -26,13 +28,21 @@ type program struct {
 	cel  cel.Program
 }
 
+// interruptFrequency is after how many calls and rounds of loops an evaluation looks whether its time is
+// over.
+const interruptFrequency = 64
+
 // errCost says that the expressions of a template are too much together, though each may be little enough.
 var errCost = errors.New("the expressions up to this one need too many operations together")
 
-// eval returns a CEL value or a JSON-like one. What it costs is taken from cost.
-func (p *program) eval(s Scope, cost *int64) (result any, err error) {
+// eval returns a CEL value or a JSON-like one, and subtracts the cost of the evaluation from cost. It
+// returns ErrInterrupted when ctx ends first.
+func (p *program) eval(ctx context.Context, s Scope, cost *int64) (result any, err error) {
 	if v, ok := p.follow(s); ok {
 		return v, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ErrInterrupted
 	}
 	// The interpreter catches its own panics; this is for those on its edge.
 	defer func() {
@@ -40,8 +50,12 @@ func (p *program) eval(s Scope, cost *int64) (result any, err error) {
 			result, err = nil, fmt.Errorf("internal error: %v", r)
 		}
 	}()
-	v, details, err := p.cel.Eval(&activation{scope: s, budget: maxNodes})
-	if err != nil {
+	v, details, err := p.cel.ContextEval(ctx, &activation{scope: s, budget: maxNodes})
+	var cancelled interpreter.EvalCancelledError
+	switch {
+	case errors.As(err, &cancelled) && cancelled.Cause == interpreter.ContextCancelled, errors.Is(err, interpreter.InterruptError{}):
+		return nil, ErrInterrupted
+	case err != nil:
 		return nil, err
 	}
 	if used := details.ActualCost(); used != nil {
@@ -153,7 +167,7 @@ func newEnvironment(variables ...string) *environment {
 	if err != nil {
 		panic("expression: the CEL environment is broken: " + err.Error())
 	}
-	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostTracking(tariff{}), cel.CostLimit(maxCost), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
+	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostTracking(tariff{}), cel.CostLimit(maxCost), cel.InterruptCheckFrequency(interruptFrequency), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
 }
 
 // compile turns one expression into a program.

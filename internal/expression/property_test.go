@@ -48,7 +48,7 @@ func BenchmarkRender(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := tmpl.Render(scope); err != nil {
+		if _, err := tmpl.Render(b.Context(), scope); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -62,7 +62,7 @@ func BenchmarkRenderPaths(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := tmpl.Render(scope); err != nil {
+		if _, err := tmpl.Render(b.Context(), scope); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -108,7 +108,7 @@ func TestAStaticValueRendersToItself(t *testing.T) {
 		if errs != nil || !tmpl.Static() || len(tmpl.Steps()) != 0 {
 			t.Fatalf("errors %v", errs)
 		}
-		got, err := tmpl.Render(Scope{})
+		got, err := tmpl.Render(t.Context(), Scope{})
 		if err != nil || !cmp.Equal(v, got) {
 			t.Fatalf("%v: %s", err, cmp.Diff(v, got))
 		}
@@ -125,7 +125,7 @@ func TestAReferenceRendersToWhatItPointsAt(t *testing.T) {
 			if errs != nil {
 				t.Fatal(errs)
 			}
-			got, err := tmpl.Render(Scope{Input: map[string]any{"v": v}})
+			got, err := tmpl.Render(t.Context(), Scope{Input: map[string]any{"v": v}})
 			if err != nil || !cmp.Equal(v, got) {
 				t.Fatalf("%s: %v: %s", source, err, cmp.Diff(v, got))
 			}
@@ -144,7 +144,7 @@ func TestAnEscapedTextRendersToItself(t *testing.T) {
 		if errs != nil {
 			t.Fatal(errs)
 		}
-		if got, err := tmpl.Render(Scope{}); err != nil || got != s {
+		if got, err := tmpl.Render(t.Context(), Scope{}); err != nil || got != s {
 			t.Fatalf("%q became %q, %v", s, got, err)
 		}
 	})
@@ -167,8 +167,8 @@ func FuzzCompile(f *testing.F) {
 			if tmpl == nil {
 				continue
 			}
-			first, err := tmpl.Render(scope)
-			second, _ := tmpl.Render(scope)
+			first, err := tmpl.Render(t.Context(), scope)
+			second, _ := tmpl.Render(t.Context(), scope)
 			if err == nil && !cmp.Equal(first, second) {
 				t.Fatalf("two values: %v and %v", first, second)
 			}

@@ -1,7 +1,9 @@
 package expression
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -142,6 +144,7 @@ func join(path, key string) string {
 
 // renderer evaluates one template once.
 type renderer struct {
+	ctx   context.Context
 	scope Scope
 	size  sizer
 	cost  int64 // what is left
@@ -155,12 +158,12 @@ func (r *renderer) render(n node, depth int) (any, error) {
 		}
 		return n.value, r.size.add(8)
 	case exprNode:
-		v, err := n.prog.eval(r.scope, &r.cost)
+		v, err := n.prog.eval(r.ctx, r.scope, &r.cost)
 		if err == nil {
 			v, err = r.size.convert(v, depth)
 		}
 		if err != nil {
-			return nil, Error{n.path, n.prog.describe(err)}
+			return nil, failure(n.path, n.prog, err)
 		}
 		return v, nil
 	case textNode:
@@ -192,6 +195,14 @@ func (r *renderer) render(n node, depth int) (any, error) {
 	return nil, fmt.Errorf("render: unknown node %T", n)
 }
 
+// failure returns the error of an expression at a place of the template.
+func failure(path string, p *program, err error) error {
+	if errors.Is(err, ErrInterrupted) {
+		return fmt.Errorf("%w: %w", ErrInterrupted, Error{path, "${" + clip(p.source) + "}"})
+	}
+	return Error{path, p.describe(err)}
+}
+
 func (r *renderer) text(n textNode) (any, error) {
 	var b strings.Builder
 	for _, p := range n.parts {
@@ -199,7 +210,7 @@ func (r *renderer) text(n textNode) (any, error) {
 			b.WriteString(p.text)
 			continue
 		}
-		v, err := p.prog.eval(r.scope, &r.cost)
+		v, err := p.prog.eval(r.ctx, r.scope, &r.cost)
 		var s string
 		if err == nil {
 			s, err = textOf(v)
@@ -208,7 +219,7 @@ func (r *renderer) text(n textNode) (any, error) {
 			s, err = escapeURL(b.String(), s)
 		}
 		if err != nil {
-			return nil, Error{n.path, p.prog.describe(err)}
+			return nil, failure(n.path, p.prog, err)
 		}
 		if b.Len()+len(s) > MaxRenderedBytes {
 			return nil, Error{n.path, p.prog.describe(errTooLarge)}

@@ -179,7 +179,7 @@ func TestACompensationHasNoOutput(t *testing.T) {
 	h.decide(Outcome{Attempt: h.inFlight("a", Action), Kind: Succeeded, Output: json.RawMessage(`{"id":"r-1"}`)})
 	h.ends("b", Action, Rejected)
 	a := h.inFlight("a", Compensation)
-	if out, err := h.plan.Output(h.state, a, map[string]any{}); out != nil || err != nil {
+	if out, err := h.plan.Output(t.Context(), h.state, a, map[string]any{}); out != nil || err != nil {
 		t.Errorf("its output is %s, %v", out, err)
 	}
 	h.decide(Outcome{Attempt: a, Kind: Succeeded})
@@ -394,13 +394,13 @@ func TestEveryAttemptOfAnEffectIsRenderedTheSame(t *testing.T) {
 		step("a", output("id", "${response.body.id}")),
 		step("b", after("a"), with(`{"url": "http://x/${steps.a.output.id}", "order": "${input.orderId}", "key": "${saga.uid}"}`)),
 	}})
-	out, err := h.plan.Output(h.state, h.inFlight("a", Action), map[string]any{"body": map[string]any{"id": "r-9"}})
+	out, err := h.plan.Output(t.Context(), h.state, h.inFlight("a", Action), map[string]any{"body": map[string]any{"id": "r-9"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.decide(Outcome{Attempt: h.inFlight("a", Action), Kind: Succeeded, Output: out})
 	for range 3 {
-		got, err := h.plan.Render(h.state, h.inFlight("b", Action))
+		got, err := h.plan.Render(t.Context(), h.state, h.inFlight("b", Action))
 		if err != nil {
 			t.Fatal(err)
 		}

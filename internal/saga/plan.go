@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -115,7 +116,7 @@ var ErrOutcomeUnknown = errors.New("the action's outcome is unknown, so it has n
 
 // Render returns the settings of an attempt's effect with every expression evaluated. They depend on nothing that can change between two attempts of
 // the same effect: an expression may read only the outputs of steps that are done before it starts.
-func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
+func (p *Plan) Render(ctx context.Context, s State, a Attempt) (map[string]any, error) {
 	i, ok := p.index[a.Step]
 	if !ok {
 		return nil, fmt.Errorf("rendering %s: there is no such step", a)
@@ -131,7 +132,7 @@ func (p *Plan) Render(s State, a Attempt) (map[string]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rendering %s: %w", a.EffectID, err)
 	}
-	v, err := t.Render(scope)
+	v, err := t.Render(ctx, scope)
 	if err != nil {
 		if step := s.Step(a.Step); a.Direction == Compensation && reads(t, a.Step) && step.Do.Status != Done {
 			err = fmt.Errorf("it reads steps[%q].output, but %w; undo by a key that the saga chose, not by one that only the answer gave: %w", a.Step, ErrOutcomeUnknown, err)
@@ -210,7 +211,7 @@ func (p *Plan) OutputState(s State, a Attempt) State {
 var ErrOutputTooLarge = errors.New("the output is too large")
 
 // Output evaluates the outputs of a step over the participant's response. Compensations have none.
-func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMessage, error) {
+func (p *Plan) Output(ctx context.Context, s State, a Attempt, response map[string]any) (json.RawMessage, error) {
 	i, ok := p.index[a.Step]
 	if !ok || a.Direction != Action || p.steps[i].output == nil {
 		return nil, nil
@@ -221,7 +222,7 @@ func (p *Plan) Output(s State, a Attempt, response map[string]any) (json.RawMess
 		return nil, fmt.Errorf("evaluating the output of step %q: %w", a.Step, err)
 	}
 	scope.Response = response
-	v, err := t.Render(scope)
+	v, err := t.Render(ctx, scope)
 	if err != nil {
 		return nil, fmt.Errorf("evaluating the output of step %q: %w", a.Step, err)
 	}

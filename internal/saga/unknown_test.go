@@ -117,7 +117,7 @@ func TestACompensationThatNeedsAnUnknownOutputSaysSo(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", output("id", "${response.body.id}"), undoWith(`{"url": "http://x/${steps.a.output.id}"}`, 3), attempts(1))}})
 	h.ends("a", Action, Unknown)
-	_, err := h.plan.Render(h.state, h.inFlight("a", Compensation))
+	_, err := h.plan.Render(t.Context(), h.state, h.inFlight("a", Compensation))
 	if !errors.Is(err, ErrOutcomeUnknown) {
 		t.Fatalf("error %v, want ErrOutcomeUnknown", err)
 	}
