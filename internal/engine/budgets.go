@@ -108,6 +108,11 @@ const (
 	// reasonInputTooLarge is the reason of an effect whose templates read values that take more
 	// than half of Memory.Requests once decoded.
 	reasonInputTooLarge = "InputTooLarge"
+	// reasonBusy is the reason of an attempt that was not sent because other computations took all of
+	// its time.
+	reasonBusy = "OperatorBusy"
+	// reasonTooSlow is the reason of an attempt whose settings took more than maxComputation to render.
+	reasonTooSlow = "ExpressionTooSlow"
 )
 
 // render waits for memory, loads the state if necessary, and renders the settings of an attempt.
@@ -130,8 +135,18 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 		}
 		in.state = r.state
 	}
-	with, err := in.plan.Render(ctx, in.state, a)
-	if err != nil {
+	var with map[string]any
+	var err error
+	render := func(ctx context.Context) { with, err = in.plan.Render(ctx, in.state, a) }
+	if in.bytes <= smallStateBytes && in.plan.RendersReferences(a) { // it takes microseconds
+		render(ctx)
+	} else if busy := e.compute(ctx, key.Namespace, render); busy != nil {
+		return nil, failed(saga.NotSent, reasonBusy, fmt.Errorf("the participant was not called for this attempt: waiting to render the request: %w", busy))
+	}
+	switch {
+	case errors.Is(err, expression.ErrInterrupted): // perhaps because the machine is busy
+		return nil, failed(saga.Retryable, reasonTooSlow, fmt.Errorf("the participant was not called for this attempt: %w; evaluate less in one step", err))
+	case err != nil:
 		return nil, failed(saga.Rejected, reasonExpression, err) // never sent, and a retry would fail in the same way
 	}
 	size := expression.ValueBytes(with)
@@ -162,12 +177,21 @@ func (e *Engine) evaluate(ctx context.Context, in *attemptInput, a saga.Attempt,
 	case err != nil:
 		return nil, fmt.Errorf("evaluating the output: %w: %w", errNoMemory, err)
 	}
-	if raw {
-		tree, err := expression.Decode(body)
-		if err != nil {
-			return nil, fmt.Errorf("decoding the response: %w", err)
+	var out json.RawMessage
+	var err error
+	evaluate := func(ctx context.Context) {
+		if raw {
+			if response["body"], err = expression.Decode(body); err != nil {
+				err = fmt.Errorf("decoding the response: %w", err)
+				return
+			}
 		}
-		response["body"] = tree
+		out, err = in.plan.Output(ctx, in.state, a, response)
 	}
-	return in.plan.Output(ctx, in.state, a, response)
+	if need <= smallStateBytes && in.plan.OutputsReferences(a) {
+		evaluate(ctx)
+	} else if busy := e.compute(ctx, namespace, evaluate); busy != nil {
+		return nil, fmt.Errorf("evaluating the output: waiting for other computations: %w", busy)
+	}
+	return out, err
 }

@@ -100,7 +100,8 @@ type Options struct {
 // Engine drives sagas. It is safe for concurrent use; calls for one saga take turns.
 type Engine struct {
 	Options
-	pool      *pool
+	pool      *pool // of attempts
+	computing *pool // of renderings and other work for a processor; see compute
 	budgets   *budgets
 	loadSlots chan struct{} // a semaphore with maxConcurrentLoads places
 	metrics   *metrics
@@ -143,7 +144,7 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, pool: newPool(o.Workers), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, pool: newPool(o.Workers), computing: newPool(computations()), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It

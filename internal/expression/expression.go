@@ -84,6 +84,7 @@ type Template struct {
 	steps       []string
 	input, saga bool
 	expressions int
+	interpreted int // expressions that are more than a reference
 }
 
 // Expressions returns how many expressions the template holds.
@@ -101,15 +102,24 @@ func (t *Template) ReadsSaga() bool { return t.saga }
 // Static reports whether the template holds no expression.
 func (t *Template) Static() bool { return t.expressions == 0 }
 
+// OnlyReferences reports whether every expression of the template is a reference, such as input.orderId,
+// for which no interpreter is needed.
+func (t *Template) OnlyReferences() bool { return t.interpreted == 0 }
+
 // Compile checks and compiles a JSON-like value. It reports everything that is wrong, not only the first thing; the template is nil
-// then.
+// then. Errors after the hundredth are left out.
 func Compile(value any, vars Vars) (*Template, []Error) {
-	c := compiler{vars: vars, steps: map[string]bool{}}
+	return CompileWithin(value, vars, NewEffort())
+}
+
+// CompileWithin is Compile for a template that shares its effort with others.
+func CompileWithin(value any, vars Vars, effort *Effort) (*Template, []Error) {
+	c := compiler{vars: vars, steps: map[string]bool{}, effort: effort}
 	root := c.compile(value, "", 0)
 	if len(c.errs) > 0 {
 		return nil, c.errs
 	}
-	t := &Template{root: root, input: c.input, saga: c.saga, expressions: c.expressions, steps: make([]string, 0, len(c.steps))}
+	t := &Template{root: root, input: c.input, saga: c.saga, expressions: c.expressions, interpreted: c.interpreted, steps: make([]string, 0, len(c.steps))}
 	for name := range c.steps {
 		t.steps = append(t.steps, name)
 	}

@@ -45,7 +45,7 @@ func costly() map[string][2]string {
 		"comparison in a loop":   {"input.l.all(x, input.l == input.l)", tooManySteps},
 		"lists of lists":         {double("1", ".map(a,[a,a])", 25) + " == " + double("1", ".map(a,[a,a])", 25), makesTooMuch},
 		"maps of maps":           {double("1", ".map(a,{'x':a,'y':a})", 25), makesTooMuch},
-		"bound sums":             {binds(60), makesTooMuch},
+		"bound sums":             {binds(30), makesTooMuch},
 		"lists in a second turn": {"[[], [1]].all(q, size([q].map(a,a+a).map(a,a+a)" + strings.Repeat(".map(a,[a,a])", 25) + ") >= 0)", makesTooMuch},
 		"regular expression":     {"(input.s + input.s + input.s).matches('(a?){150}a{150}b')", tooMuchWork},
 		"dynamic pattern":        {"input.s.matches('(((a{30}){30})' + '{30})')", "invalid repeat count"},
@@ -148,6 +148,25 @@ func TestTheRenderedValueIsLimited(t *testing.T) {
 		if _, err := tmpl.Render(t.Context(), s); err == nil || !strings.Contains(err.Error(), "larger than") {
 			t.Errorf("error %v", err)
 		}
+	}
+}
+
+func TestCompileLimitsEffortOfExpression(t *testing.T) {
+	t.Parallel()
+	source := "${[" + strings.Repeat("[1]"+strings.Repeat(".map(a,[a,a])", 10)+",", 30) + "1]}"
+	if _, errs := Compile(source, WithoutResponse); len(errs) != 1 || !strings.Contains(errs[0].Message, "too much work to check") {
+		t.Errorf("the errors are %v, want one about the work to check it", errs)
+	}
+}
+
+func TestCompileStopsAfterManyErrors(t *testing.T) {
+	t.Parallel()
+	var many []any
+	for range 1000 {
+		many = append(many, "${nope}")
+	}
+	if _, errs := Compile(many, WithoutResponse); len(errs) != maxErrors {
+		t.Errorf("%d errors, want %d", len(errs), maxErrors)
 	}
 }
 

@@ -1,8 +1,8 @@
 package expression
 
 import (
-	"context"
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -170,33 +170,37 @@ func newEnvironment(variables ...string) *environment {
 	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostTracking(tariff{}), cel.CostLimit(maxCost), cel.InterruptCheckFrequency(interruptFrequency), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
 }
 
-// compile turns one expression into a program.
-func compile(source string, vars Vars) (p *program, err error) {
+// compile turns one expression into a program. It returns the effort of that also when it fails.
+func compile(source string, vars Vars) (p *program, effort int64, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			p, err = nil, fmt.Errorf("${%s}: internal error: %v", clip(source), r)
+			p, effort, err = nil, maxExpressionEffort, fmt.Errorf("${%s}: internal error: %v", clip(source), r)
 		}
 	}()
 	e := environments()[vars]
 	parsed, issues := e.env.Parse(source)
 	if issues.Err() != nil {
-		return nil, e.describe(source, issues)
+		return nil, effortPerExpression + int64(len(source)/bytesPerEffort), e.describe(source, issues)
+	}
+	root := parsed.NativeRep().Expr()
+	if effort = effortOf(source, root); effort > maxExpressionEffort {
+		return nil, maxExpressionEffort, fmt.Errorf("${%s}: %w", clip(source), errEffort)
 	}
 	w := walker{source: source}
-	w.walk(parsed.NativeRep().Expr())
+	w.walk(root)
 	if w.err != nil {
-		return nil, fmt.Errorf("${%s}: %w", clip(source), w.err)
+		return nil, effort, fmt.Errorf("${%s}: %w", clip(source), w.err)
 	}
 	checked, issues := e.env.Check(parsed)
 	if issues.Err() != nil {
-		return nil, e.describe(source, issues)
+		return nil, effort, e.describe(source, issues)
 	}
 	prog, err := e.env.Program(checked, append(slices.Clip(e.opts), cel.CustomDecoratorV2(w.guard))...)
 	if err != nil {
-		return nil, fmt.Errorf("${%s}: %w", clip(source), err)
+		return nil, effort, fmt.Errorf("${%s}: %w", clip(source), err)
 	}
 	slices.Sort(w.steps)
-	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga, path: follows(checked.NativeRep().Expr()), cel: prog}, nil
+	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga, path: follows(checked.NativeRep().Expr()), cel: prog}, effort, nil
 }
 
 var undeclared = regexp.MustCompile(`undeclared reference to '([^']*)'( \(in container ''\))?`)
@@ -232,9 +236,10 @@ type cacheKey struct {
 }
 
 type cacheEntry struct {
-	key  cacheKey
-	prog *program
-	err  error
+	key    cacheKey
+	prog   *program
+	effort int64
+	err    error
 }
 
 const (
@@ -248,9 +253,11 @@ func newCache() *cache {
 	return &cache{entries: map[cacheKey]*list.Element{}, recent: list.New()}
 }
 
-func (c *cache) get(source string, vars Vars) (*program, error) {
+// get returns the program of an expression and the effort that it takes to compile it, whether it is
+// compiled now or not.
+func (c *cache) get(source string, vars Vars) (*program, int64, error) {
 	if vars != WithoutResponse && vars != WithResponse {
-		return nil, errors.New("unknown set of variables")
+		return nil, 0, errors.New("unknown set of variables")
 	}
 	key := cacheKey{vars, source}
 	c.mu.Lock()
@@ -258,15 +265,15 @@ func (c *cache) get(source string, vars Vars) (*program, error) {
 		c.recent.MoveToFront(e)
 		c.mu.Unlock()
 		entry := e.Value.(*cacheEntry)
-		return entry.prog, entry.err
+		return entry.prog, entry.effort, entry.err
 	}
 	c.mu.Unlock()
 	// Outside of the lock: two that miss at once both compile, and that is harmless.
-	prog, err := compile(source, vars)
+	prog, effort, err := compile(source, vars)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.entries[key]; !ok {
-		c.entries[key] = c.recent.PushFront(&cacheEntry{key, prog, err})
+		c.entries[key] = c.recent.PushFront(&cacheEntry{key, prog, effort, err})
 		c.bytes += len(source)
 	}
 	for len(c.entries) > maxCached || c.bytes > maxCachedBytes {
@@ -275,5 +282,5 @@ func (c *cache) get(source string, vars Vars) (*program, error) {
 		delete(c.entries, k)
 		c.bytes -= len(k.source)
 	}
-	return prog, err
+	return prog, effort, err
 }

@@ -44,15 +44,25 @@ type compiler struct {
 	steps       map[string]bool
 	input, saga bool
 	expressions int
+	interpreted int
+	effort      *Effort
+	stopped     bool // nothing more is compiled, because the effort is spent or the errors are many
 	errs        []Error
 }
 
 func (c *compiler) fail(path, format string, args ...any) node {
 	c.errs = append(c.errs, Error{path, fmt.Sprintf(format, args...)})
+	c.stopped = c.stopped || len(c.errs) >= maxErrors
 	return nil
 }
 
+// maxErrors limits the errors of one template.
+const maxErrors = 100
+
 func (c *compiler) compile(value any, path string, depth int) node {
+	if c.stopped {
+		return nil
+	}
 	if depth > MaxDepth {
 		return c.fail(path, "nested deeper than %d levels", MaxDepth)
 	}
@@ -99,6 +109,9 @@ func (c *compiler) compileString(s, path string) node {
 	}
 	text := textNode{path: path, url: path == "url" && c.vars == WithoutResponse}
 	for _, p := range parts {
+		if c.stopped {
+			return nil
+		}
 		if !p.expr {
 			text.parts = append(text.parts, textPart{text: p.text})
 			continue
@@ -109,13 +122,21 @@ func (c *compiler) compileString(s, path string) node {
 			}
 			return nil
 		}
-		prog, err := programs.get(p.text, c.vars)
+		prog, effort, err := programs.get(p.text, c.vars)
+		if !c.effort.spend(effort) {
+			c.fail(path, "the expressions of the saga up to this one take too much work to check; have fewer, or simpler ones")
+			c.stopped = true
+			return nil
+		}
 		if err != nil {
 			c.fail(path, "%v", err)
 			continue
 		}
 		for _, name := range prog.steps {
 			c.steps[name] = true
+		}
+		if prog.path == nil {
+			c.interpreted++
 		}
 		c.input, c.saga = c.input || prog.input, c.saga || prog.saga
 		text.parts = append(text.parts, textPart{prog: prog})

@@ -29,7 +29,7 @@ func report(errs []saga.FieldError) []saga.FieldError {
 		errs[i].Field = join("spec", errs[i].Field)
 	}
 	if more > 0 {
-		errs = append(errs, saga.FieldError{Field: "spec", Message: fmt.Sprintf("and %d more errors", more)})
+		errs = append(errs, saga.FieldError{Field: "spec", Message: fmt.Sprintf("and at least %d more errors", more)})
 	}
 	return errs
 }

@@ -12,8 +12,14 @@ import (
 )
 
 // Compile checks a definition and makes a plan of it. It reports everything that is wrong, each with the field it is wrong in; the plan is nil then.
-func Compile(def Definition) (*Plan, []FieldError) {
-	c := &compiler{plan: &Plan{def: def, steps: make([]planStep, len(def.Steps)), index: make(map[string]int, len(def.Steps))}}
+func Compile(def Definition) (*Plan, []FieldError) { return compile(def, expression.NewEffort()) }
+
+// CompileRecorded is Compile for a definition that was accepted before. It does not limit the effort to
+// check the expressions: that is counted before a saga starts, and must not hold up one that has.
+func CompileRecorded(def Definition) (*Plan, []FieldError) { return compile(def, nil) }
+
+func compile(def Definition, effort *expression.Effort) (*Plan, []FieldError) {
+	c := &compiler{effort: effort, plan: &Plan{def: def, steps: make([]planStep, len(def.Steps)), index: make(map[string]int, len(def.Steps))}}
 	c.checkSize()
 	if len(c.errors) > 0 {
 		return nil, c.errors
@@ -24,7 +30,9 @@ func Compile(def Definition) (*Plan, []FieldError) {
 	if len(c.errors) == 0 { // what an expression may read is known only in a sound graph
 		c.findAncestors()
 		for i := range def.Steps {
-			c.compileStep(i)
+			if c.compileStep(i); len(c.errors) >= maxErrors {
+				break
+			}
 		}
 	}
 	if len(c.errors) > 0 {
@@ -36,6 +44,9 @@ func Compile(def Definition) (*Plan, []FieldError) {
 	}
 	return c.plan, nil
 }
+
+// maxErrors is after how many errors the remaining steps are not looked at.
+const maxErrors = 100
 
 // stepSet is a set of steps by index.
 type stepSet [(MaxSteps + 63) / 64]uint64
@@ -51,6 +62,7 @@ func (s *stepSet) addAll(o *stepSet) {
 type compiler struct {
 	plan      *Plan
 	ancestors []stepSet
+	effort    *expression.Effort
 	errors    []FieldError
 }
 
@@ -235,7 +247,7 @@ func (c *compiler) compileOutput(i int, field string, readable stepSet) {
 }
 
 func (c *compiler) compileTemplate(field string, tree any, vars expression.Vars, readable stepSet) *expression.Template {
-	t, errs := expression.Compile(tree, vars)
+	t, errs := expression.CompileWithin(tree, vars, c.effort)
 	for _, e := range errs {
 		path := field
 		if e.Path != "" {

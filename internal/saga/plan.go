@@ -146,6 +146,26 @@ func (p *Plan) Render(ctx context.Context, s State, a Attempt) (map[string]any, 
 	return with, nil
 }
 
+// RendersReferences reports whether the settings of an attempt's effect have only constants and
+// references to values, which are rendered in microseconds.
+func (p *Plan) RendersReferences(a Attempt) bool {
+	i, ok := p.index[a.Step]
+	if !ok {
+		return true
+	}
+	t := p.steps[i].do
+	if a.Direction == Compensation {
+		t = p.steps[i].compensation
+	}
+	return t == nil || t.OnlyReferences()
+}
+
+// OutputsReferences reports the same of the output of an attempt's step.
+func (p *Plan) OutputsReferences(a Attempt) bool {
+	i, ok := p.index[a.Step]
+	return !ok || p.steps[i].output == nil || p.steps[i].output.OnlyReferences()
+}
+
 // RenderBytes estimates the memory that Render takes in addition to the state, in bytes.
 func (p *Plan) RenderBytes(s *State, a Attempt) int64 {
 	i, ok := p.index[a.Step]
