@@ -13,6 +13,8 @@ const (
 	maxEffort = 1_000_000
 	// maxExpressionEffort limits one expression.
 	maxExpressionEffort = 50_000
+	// smallEffort is what takes so little time that nobody needs to take turns.
+	smallEffort = 10_000
 
 	effortPerExpression = 100
 	bytesPerEffort      = 2 // of the text of an expression
@@ -20,7 +22,10 @@ const (
 	depthPerEffort      = 8 // of the square of a node's depth: the types of nested values grow with it
 )
 
-var errEffort = errors.New("it takes too much work to check; write it more simply, with fewer values or less nesting")
+var (
+	errEffort     = errors.New("it takes too much work to check; write it more simply, with fewer values or less nesting")
+	errEffortLeft = errors.New("the expressions of the saga up to this one take too much work to check; have fewer, or simpler ones")
+)
 
 // Effort is the work that it may take to compile the templates of one saga. It is computed from the
 // expressions alone, so that the same definition is accepted every time. A nil Effort has no limit.
@@ -28,6 +33,12 @@ type Effort struct{ left int64 }
 
 // NewEffort returns the effort that a new saga may take.
 func NewEffort() *Effort { return &Effort{left: maxEffort} }
+
+// SmallEffort returns an effort that takes milliseconds, at most about thirty.
+func SmallEffort() *Effort { return &Effort{left: smallEffort} }
+
+// Exceeded reports whether a compilation was stopped because there was not enough effort left.
+func (e *Effort) Exceeded() bool { return e != nil && e.left < 0 }
 
 // spend reports whether the effort was still available.
 func (e *Effort) spend(effort int64) bool {
@@ -38,11 +49,12 @@ func (e *Effort) spend(effort int64) bool {
 	return e.left >= 0
 }
 
-// effortOf returns the effort of an expression that has been parsed.
-func effortOf(source string, e ast.Expr) int64 {
-	return effortPerExpression + int64(len(source)/bytesPerEffort) + nodeEffort(e, 0)
+// textEffort returns the effort to parse an expression.
+func textEffort(source string) int64 {
+	return effortPerExpression + int64(len(source)/bytesPerEffort)
 }
 
+// nodeEffort returns the effort to check and compile an expression at a depth of nesting.
 func nodeEffort(e ast.Expr, depth int64) int64 {
 	effort := effortPerNode + depth*depth/depthPerEffort
 	for _, child := range children(e) {

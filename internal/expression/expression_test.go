@@ -362,7 +362,7 @@ func TestTheCacheIsBounded(t *testing.T) {
 	t.Parallel()
 	c := newCache()
 	for i := range maxCached + 100 {
-		if _, _, err := c.get(fmt.Sprintf("input.a%d", i), WithoutResponse); err != nil {
+		if _, err := c.get(fmt.Sprintf("input.a%d", i), WithoutResponse, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -374,7 +374,7 @@ func TestTheCacheIsBounded(t *testing.T) {
 	}
 	long := slices.Repeat([]byte("a"), MaxExpressionBytes-8)
 	for i := range 200 {
-		_, _, _ = c.get(fmt.Sprintf("'%d%s", i, long), WithResponse)
+		_, _ = c.get(fmt.Sprintf("'%d%s", i, long), WithResponse, nil)
 	}
 	if c.bytes > maxCachedBytes {
 		t.Errorf("%d bytes of source are cached", c.bytes)

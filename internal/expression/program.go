@@ -170,37 +170,51 @@ func newEnvironment(variables ...string) *environment {
 	return &environment{env, strings.Join(variables, ", "), []cel.ProgramOption{cel.CostTracking(tariff{}), cel.CostLimit(maxCost), cel.InterruptCheckFrequency(interruptFrequency), cel.Functions(guarded...)}} //nolint:staticcheck // what takes its place declares functions anew; these stand around ones that exist
 }
 
-// compile turns one expression into a program. It returns the effort of that also when it fails.
-func compile(source string, vars Vars) (p *program, effort int64, err error) {
+// compile turns one expression into a program. It spends the effort before it does the work, and returns
+// what it spent, also when it fails. The error is errEffortLeft when there was not enough effort.
+func compile(source string, vars Vars, left *Effort) (p *program, effort int64, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			p, effort, err = nil, maxExpressionEffort, fmt.Errorf("${%s}: internal error: %v", clip(source), r)
 		}
 	}()
+	if effort = textEffort(source); !left.spend(effort) {
+		return nil, effort, errEffortLeft
+	}
 	e := environments()[vars]
 	parsed, issues := e.env.Parse(source)
 	if issues.Err() != nil {
-		return nil, effortPerExpression + int64(len(source)/bytesPerEffort), e.describe(source, issues)
+		return nil, effort, e.describe(source, issues)
 	}
 	root := parsed.NativeRep().Expr()
-	if effort = effortOf(source, root); effort > maxExpressionEffort {
-		return nil, maxExpressionEffort, fmt.Errorf("${%s}: %w", clip(source), errEffort)
+	more := min(nodeEffort(root, 0), maxExpressionEffort-effort+1)
+	if effort += more; !left.spend(more) {
+		return nil, effort, errEffortLeft
 	}
+	if effort > maxExpressionEffort {
+		return nil, effort, fmt.Errorf("${%s}: %w", clip(source), errEffort)
+	}
+	p, err = e.compile(source, parsed)
+	return p, effort, err
+}
+
+// compile checks an expression that has been parsed and makes a program of it.
+func (e *environment) compile(source string, parsed *cel.Ast) (*program, error) {
 	w := walker{source: source}
-	w.walk(root)
+	w.walk(parsed.NativeRep().Expr())
 	if w.err != nil {
-		return nil, effort, fmt.Errorf("${%s}: %w", clip(source), w.err)
+		return nil, fmt.Errorf("${%s}: %w", clip(source), w.err)
 	}
 	checked, issues := e.env.Check(parsed)
 	if issues.Err() != nil {
-		return nil, effort, e.describe(source, issues)
+		return nil, e.describe(source, issues)
 	}
 	prog, err := e.env.Program(checked, append(slices.Clip(e.opts), cel.CustomDecoratorV2(w.guard))...)
 	if err != nil {
-		return nil, effort, fmt.Errorf("${%s}: %w", clip(source), err)
+		return nil, fmt.Errorf("${%s}: %w", clip(source), err)
 	}
 	slices.Sort(w.steps)
-	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga, path: follows(checked.NativeRep().Expr()), cel: prog}, effort, nil
+	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga, path: follows(checked.NativeRep().Expr()), cel: prog}, nil
 }
 
 var undeclared = regexp.MustCompile(`undeclared reference to '([^']*)'( \(in container ''\))?`)
@@ -253,28 +267,44 @@ func newCache() *cache {
 	return &cache{entries: map[cacheKey]*list.Element{}, recent: list.New()}
 }
 
-// get returns the program of an expression and the effort that it takes to compile it, whether it is
-// compiled now or not.
-func (c *cache) get(source string, vars Vars) (*program, int64, error) {
+// get returns the program of an expression. It spends the effort to compile it, whether it is compiled now
+// or not; the error is errEffortLeft when there is not enough.
+func (c *cache) get(source string, vars Vars, effort *Effort) (*program, error) {
 	if vars != WithoutResponse && vars != WithResponse {
-		return nil, 0, errors.New("unknown set of variables")
+		return nil, errors.New("unknown set of variables")
 	}
 	key := cacheKey{vars, source}
-	c.mu.Lock()
-	if e, ok := c.entries[key]; ok {
-		c.recent.MoveToFront(e)
-		c.mu.Unlock()
-		entry := e.Value.(*cacheEntry)
-		return entry.prog, entry.effort, entry.err
+	if entry := c.find(key); entry != nil {
+		if !effort.spend(entry.effort) {
+			return nil, errEffortLeft
+		}
+		return entry.prog, entry.err
 	}
-	c.mu.Unlock()
 	// Outside of the lock: two that miss at once both compile, and that is harmless.
-	prog, effort, err := compile(source, vars)
+	prog, spent, err := compile(source, vars, effort)
+	if !errors.Is(err, errEffortLeft) {
+		c.put(&cacheEntry{key, prog, spent, err})
+	}
+	return prog, err
+}
+
+func (c *cache) find(key cacheKey) *cacheEntry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.entries[key]; !ok {
-		c.entries[key] = c.recent.PushFront(&cacheEntry{key, prog, effort, err})
-		c.bytes += len(source)
+	e, ok := c.entries[key]
+	if !ok {
+		return nil
+	}
+	c.recent.MoveToFront(e)
+	return e.Value.(*cacheEntry)
+}
+
+func (c *cache) put(entry *cacheEntry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.entries[entry.key]; !ok {
+		c.entries[entry.key] = c.recent.PushFront(entry)
+		c.bytes += len(entry.key.source)
 	}
 	for len(c.entries) > maxCached || c.bytes > maxCachedBytes {
 		oldest := c.recent.Back()
@@ -282,5 +312,4 @@ func (c *cache) get(source string, vars Vars) (*program, int64, error) {
 		delete(c.entries, k)
 		c.bytes -= len(k.source)
 	}
-	return prog, effort, err
 }

@@ -28,7 +28,7 @@ func BenchmarkCompileCached(b *testing.B) {
 
 func BenchmarkCompileNew(b *testing.B) {
 	for b.Loop() {
-		if _, _, err := compile("input.lines.map(l, {'sku': l.sku})", WithoutResponse); err != nil {
+		if _, _, err := compile("input.lines.map(l, {'sku': l.sku})", WithoutResponse, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -37,7 +37,7 @@ func BenchmarkCompileNew(b *testing.B) {
 func BenchmarkCompileTheWorst(b *testing.B) {
 	source := strings.TrimSuffix("[1]"+strings.Repeat(".map(a,[a,a])", 30), "")
 	for b.Loop() {
-		_, _, _ = compile(source, WithoutResponse)
+		_, _, _ = compile(source, WithoutResponse, nil)
 	}
 }
 

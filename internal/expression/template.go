@@ -122,9 +122,9 @@ func (c *compiler) compileString(s, path string) node {
 			}
 			return nil
 		}
-		prog, effort, err := programs.get(p.text, c.vars)
-		if !c.effort.spend(effort) {
-			c.fail(path, "the expressions of the saga up to this one take too much work to check; have fewer, or simpler ones")
+		prog, err := programs.get(p.text, c.vars, c.effort)
+		if errors.Is(err, errEffortLeft) {
+			c.fail(path, "%v", err)
 			c.stopped = true
 			return nil
 		}

@@ -12,11 +12,23 @@ import (
 )
 
 // Compile checks a definition and makes a plan of it. It reports everything that is wrong, each with the field it is wrong in; the plan is nil then.
+// It may take seconds for the largest definitions.
 func Compile(def Definition) (*Plan, []FieldError) { return compile(def, expression.NewEffort()) }
 
 // CompileRecorded is Compile for a definition that was accepted before. It does not limit the effort to
 // check the expressions: that is counted before a saga starts, and must not hold up one that has.
 func CompileRecorded(def Definition) (*Plan, []FieldError) { return compile(def, nil) }
+
+// CompileSmall is Compile for a definition that takes milliseconds, as most do. For any other, it
+// reports false.
+func CompileSmall(def Definition) (plan *Plan, errs []FieldError, small bool) {
+	effort := expression.SmallEffort()
+	plan, errs = compile(def, effort)
+	if effort.Exceeded() {
+		return nil, nil, false
+	}
+	return plan, errs, true
+}
 
 func compile(def Definition, effort *expression.Effort) (*Plan, []FieldError) {
 	c := &compiler{effort: effort, plan: &Plan{def: def, steps: make([]planStep, len(def.Steps)), index: make(map[string]int, len(def.Steps))}}
