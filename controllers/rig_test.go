@@ -109,7 +109,7 @@ func (r *rig) startOperator() (stop func()) {
 	kinds := participantKinds(r.T)
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(r.Output(), &r.log), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	sagas := &SagaReconciler{
-		Participants: kinds, Logger: log, Events: true, AnyName: true, Concurrency: 16,
+		Logger: log, Events: true, AnyName: true, Concurrency: 16,
 		Watches: func(ns string) bool { return ns == r.ns },
 	}
 	sagas.Engine, err = engine.New(engine.Options{Store: r.store, Participants: kinds, Notify: sagas.Enqueue, Logger: log, Workers: 64})

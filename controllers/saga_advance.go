@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -78,6 +79,9 @@ func (r *SagaReconciler) advanceUnstarted(ctx context.Context, s *sighting, refu
 }
 
 func (r *SagaReconciler) advanceFailed(ctx context.Context, s *sighting, err error) error {
+	if errors.Is(err, engine.ErrPreparing) {
+		return err
+	}
 	reason, message, transient := engine.Problem(err)
 	if reason == engine.ReasonHistoryRemoved {
 		s.over, s.problem = true, &problem{reason: reason, message: message}

@@ -19,7 +19,6 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
-	"github.com/vextrus/saga-operator/internal/participant"
 )
 
 // DefaultConcurrency is how many sagas are reconciled at once when nothing else is asked for. A reconcile mostly waits for PostgreSQL and
@@ -40,8 +39,6 @@ type SagaReconciler struct {
 	Live   client.Reader
 	// Engine drives the sagas. Its Options.Notify has to be the reconciler's Enqueue.
 	Engine *engine.Engine
-	// Participants are the kinds that manifests are checked against.
-	Participants participant.Registry
 	// Events has a Kubernetes event made for each change of phase.
 	Events bool
 	Logger *slog.Logger
@@ -157,18 +154,28 @@ func (r *SagaReconciler) Reconcile(ctx context.Context, key engine.Key) (reconci
 		r.awaitCache(s)
 		return s.again(r.Clock()), nil
 	}
-	r.define(s)
+	if err := r.define(s); err != nil {
+		return reconcile.Result{}, unlessPreparing(err)
+	}
 	if err := r.holdObject(ctx, s); err != nil {
 		return reconcile.Result{}, err
 	}
 	if err := r.advance(ctx, s); err != nil {
-		return reconcile.Result{}, err
+		return reconcile.Result{}, unlessPreparing(err)
 	}
 	r.mirror(ctx, s)
 	if err := r.letGo(ctx, s); err != nil {
 		return reconcile.Result{}, err
 	}
 	return s.again(r.Clock()), nil
+}
+
+// unlessPreparing drops the error of a saga whose definition is being compiled: its key is queued after that.
+func unlessPreparing(err error) error {
+	if errors.Is(err, engine.ErrPreparing) {
+		return nil
+	}
+	return err
 }
 
 // Enqueue queues a saga for which an outcome is waiting, ahead of those that have nothing under way yet: when there are more than the API server can show, it is better

@@ -104,24 +104,27 @@ func (r *SagaReconciler) observeLive(ctx context.Context, s *sighting) error {
 }
 
 // define works out what the engine is told. The definition is needed only to start: a saga that has started goes by the one in its stream, also
-// when this version of the operator would refuse it.
-func (r *SagaReconciler) define(s *sighting) {
+// when this version of the operator would refuse it. The error is engine.ErrPreparing while the definition is being compiled.
+func (r *SagaReconciler) define(s *sighting) error {
 	s.observed = engine.Observation{Delete: s.deleting()}
 	if s.object == nil {
-		return
+		return nil
 	}
 	s.observed.Suspend, s.observed.Cancel, s.observed.Generation = s.object.Spec.Suspend, s.object.Spec.Cancel, s.object.Generation
 	s.observed.CreatedBy, s.observed.TraceParent = s.object.Annotations[v1.CreatedByAnnotation], s.object.Annotations[v1.TraceParentAnnotation]
 	s.observed.Labels = labels(s.object.Labels)
 	if s.note.recorded || s.object.Status.RecordedVersion > 0 {
-		return
+		return nil
 	}
-	def, input, invalid := manifest.Definition(s.object, r.Participants)
-	if len(invalid) > 0 {
-		s.invalid = invalid
-		return
+	def, input, invalid := manifest.Read(s.object)
+	wrong, err := r.Engine.Check(s.key, def)
+	if err != nil {
+		return err
 	}
-	s.observed.Definition, s.observed.Input = &def, input
+	if s.invalid = manifest.Report(invalid, wrong); len(s.invalid) == 0 {
+		s.observed.Definition, s.observed.Input = &def, input
+	}
+	return nil
 }
 
 // labels are those of a saga that its messages carry: the first ones by name, where there are too many.

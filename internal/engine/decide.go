@@ -42,7 +42,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 			}
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
-		plan, err := e.recordedPlan(r.state.Definition)
+		plan, err := e.compileNow(ctx, key.Namespace, r.state.Definition)
 		if err != nil {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}

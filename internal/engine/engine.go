@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -101,7 +102,8 @@ type Options struct {
 type Engine struct {
 	Options
 	pool      *pool // of attempts
-	computing *pool // of renderings and other work for a processor; see compute
+	computing *pool // of renderings and evaluations; see compute
+	compiling *pool // of definitions that take long to compile; see planOf
 	budgets   *budgets
 	loadSlots chan struct{} // a semaphore with maxConcurrentLoads places
 	metrics   *metrics
@@ -144,12 +146,12 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, pool: newPool(o.Workers), computing: newPool(computations()), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
 // never waits for a participant. An error means that nothing is known to have happened; outcomes that were waiting are kept, and advancing the
-// key again is always safe. Problem tells what kind of error it is.
+// key again is always safe. Problem tells what kind of error it is. After ErrPreparing, Notify is called with the key.
 func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (res Result, err error) {
 	r, err := e.enter(key)
 	if err != nil {
@@ -267,13 +269,13 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 		if r.plan != nil {
 			return nil, r.plan, nil
 		}
-		plan, err := e.recordedPlan(r.state.Definition)
+		plan, err := e.planOf(r, r.state.Definition, true)
 		return nil, plan, err
 	}
 	if r.observed.Definition == nil {
 		return nil, nil, nil
 	}
-	plan, err := e.Plans.compile(*r.observed.Definition, e.Participants)
+	plan, err := e.planOf(r, *r.observed.Definition, false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -286,15 +288,6 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 		UID:         r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
 		Definition: *r.observed.Definition, Encoded: plan.EncodedDefinition(), Input: r.observed.Input,
 	}, plan, nil
-}
-
-// recordedPlan returns the plan of a definition that a saga was started with.
-func (e *Engine) recordedPlan(def saga.Definition) (*saga.Plan, error) {
-	plan, err := e.Plans.compile(def, e.Participants)
-	if wrong := (*DefinitionError)(nil); errors.As(err, &wrong) {
-		wrong.Recorded = true
-	}
-	return plan, err
 }
 
 // fresh reports whether a cached state is still the stream's. An append would find out by itself; a decision to do nothing has to ask.

@@ -52,6 +52,7 @@ const (
 	ReasonHistoryRemoved        = "HistoryRemoved"
 	ReasonEventStoreUnavailable = "EventStoreUnavailable"
 	ReasonContended             = "Contended"
+	ReasonPreparing             = "Preparing"
 	ReasonAdvanceFailed         = "AdvanceFailed"
 	ReasonInternalError         = "InternalError"
 )
@@ -79,6 +80,8 @@ func Problem(err error) (reason, message string, transient bool) {
 		return ReasonHistoryRemoved, "This saga finished, and its history has been removed since (--history-retention). Nothing is left to do.", false
 	case errors.Is(err, eventstore.ErrInvalid):
 		return ReasonTooLarge, err.Error(), false
+	case errors.Is(err, ErrPreparing):
+		return ReasonPreparing, err.Error(), true
 	case errors.Is(err, errContended):
 		return ReasonContended, err.Error(), true
 	case errors.Is(err, eventstore.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, errClosed):

@@ -32,6 +32,9 @@ func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
 		return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": large}}
 	}}
 	b := newBench(t, store, p, start(def))
+	if _, err := b.engine.compileNow(t.Context(), k.Namespace, *def); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := b.engine.Advance(t.Context(), k, start(def)); err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,9 @@ package engine
 
 import (
 	"fmt"
-	"runtime/debug"
 	"sync"
 
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
@@ -27,21 +27,61 @@ type Plans struct {
 // NewPlans returns an empty cache.
 func NewPlans() *Plans { return &Plans{plans: map[saga.Fingerprint]*saga.Plan{}} }
 
-// compile makes the plan of a definition that kinds carry out.
-func (c *Plans) compile(def saga.Definition, kinds participant.Registry) (*saga.Plan, error) {
-	key := def.Fingerprint()
+// get returns the plan of a definition, or nil if it is not kept.
+func (c *Plans) get(key saga.Fingerprint) *saga.Plan {
 	c.mu.Lock()
-	plan := c.plans[key]
-	c.mu.Unlock()
-	if plan != nil {
+	defer c.mu.Unlock()
+	return c.plans[key]
+}
+
+// compile returns the plan of a definition that kinds carry out, and keeps it. A recorded definition is
+// the one with which a saga was started. The error is a *DefinitionError. It may take seconds for the
+// largest definitions; see compileSmall.
+func (c *Plans) compile(def saga.Definition, kinds participant.Registry, recorded bool) (*saga.Plan, error) {
+	if plan := c.get(def.Fingerprint()); plan != nil {
 		return plan, nil
 	}
-	plan, fields := compileSafely(func() (*saga.Plan, []saga.FieldError) {
-		plan, wrong := saga.Compile(def)
-		return plan, append(wrong, kinds.Check(&def)...)
+	compile := saga.Compile
+	if recorded {
+		compile = saga.CompileRecorded
+	}
+	plan, wrong := compileSafely(func() (*saga.Plan, []saga.FieldError) {
+		plan, wrong := compile(def)
+		return plan, append(wrong, checkKinds(&def, kinds)...)
 	})
-	if len(fields) > 0 {
-		return nil, &DefinitionError{Fields: fields}
+	return c.keep(def.Fingerprint(), plan, wrong, recorded)
+}
+
+// compileSmall is compile for a definition that takes milliseconds. For any other, it reports false.
+func (c *Plans) compileSmall(def saga.Definition, kinds participant.Registry, recorded bool) (plan *saga.Plan, err error, small bool) {
+	if plan := c.get(def.Fingerprint()); plan != nil {
+		return plan, nil, true
+	}
+	small = true
+	plan, wrong := compileSafely(func() (plan *saga.Plan, wrong []saga.FieldError) {
+		if plan, wrong, small = saga.CompileSmall(def); small {
+			wrong = append(wrong, checkKinds(&def, kinds)...)
+		}
+		return plan, wrong
+	})
+	if !small {
+		return nil, nil, false
+	}
+	plan, err = c.keep(def.Fingerprint(), plan, wrong, recorded)
+	return plan, err, true
+}
+
+func checkKinds(def *saga.Definition, kinds participant.Registry) []saga.FieldError {
+	if len(def.Steps) > saga.MaxSteps {
+		return nil
+	}
+	return kinds.Check(def)
+}
+
+// keep keeps a plan, or returns what is wrong with its definition.
+func (c *Plans) keep(key saga.Fingerprint, plan *saga.Plan, wrong []saga.FieldError, recorded bool) (*saga.Plan, error) {
+	if len(wrong) > 0 {
+		return nil, &DefinitionError{Fields: wrong, Recorded: recorded}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -58,7 +98,7 @@ func (c *Plans) compile(def saga.Definition, kinds participant.Registry) (*saga.
 func compileSafely(compile func() (*saga.Plan, []saga.FieldError)) (plan *saga.Plan, fields []saga.FieldError) {
 	defer func() {
 		if p := recover(); p != nil {
-			plan, fields = nil, []saga.FieldError{{Field: "steps", Message: fmt.Sprintf("compiling them panicked: %v\n%s", p, debug.Stack())}}
+			plan, fields = nil, []saga.FieldError{{Message: fmt.Sprintf("compiling it panicked%s: %v; this is a fault of the operator, please report it", panics.Site(), p)}}
 		}
 	}()
 	return compile()

@@ -54,6 +54,8 @@ type running struct {
 	outcomes []saga.Outcome
 	// attempts are those that this process is to carry out; nil once the saga has been abandoned.
 	attempts map[saga.Attempt]*attempt
+	// preparation is the compilation of the definition whose result nobody has taken yet.
+	preparation *preparation
 }
 
 func newRunning(key Key, states *budget.Budget) *running {

@@ -1,6 +1,6 @@
 // Package manifest turns what users write (api/v1) into what the state machine understands (internal/saga): every default applied, every
 // dependency explicit, and everything checked that can be known before a participant is called. What is wrong is reported with the field that it is
-// wrong in, all of it at once. Definition is the whole package.
+// wrong in, all of it at once. Definition does all of it; Read and Report are its parts for those that compile elsewhere.
 package manifest
 
 import (
@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/expression"
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
@@ -28,33 +28,50 @@ const (
 
 // Definition makes the definition of a saga, and its input (a JSON object, never empty). It returns everything that is wrong, at most maxErrors
 // errors in the order of their fields and then how many more there are; definition and input mean nothing then. Field paths begin at the root of the
-// object, for example spec.steps[1].http.url.
+// object, for example spec.steps[1].http.url. For the largest manifests it takes seconds; Read is its fast part.
 //
 // Kinds are the participants that effects are checked by. A kind that is not among them is an error.
 func Definition(o *v1.Saga, kinds participant.Registry) (def saga.Definition, input json.RawMessage, errs []saga.FieldError) {
-	// Whatever a user wrote must not end more than that user's saga.
+	def, input, errs = Read(o)
+	wrong := safely(func() []saga.FieldError {
+		_, wrong := saga.Compile(def)
+		if len(def.Steps) <= saga.MaxSteps {
+			wrong = append(wrong, kinds.Check(&def)...)
+		}
+		return wrong
+	})
+	return def, input, Report(errs, wrong)
+}
+
+// Read makes the definition of a saga, and its input, without checking what [saga.Compile] and the
+// participants check. What is wrong is returned for Report.
+func Read(o *v1.Saga) (def saga.Definition, input json.RawMessage, errs []saga.FieldError) {
+	var r reader
+	wrong := safely(func() []saga.FieldError {
+		r.checkSize(&o.Spec)
+		input = r.input(o.Spec.Input)
+		def = r.definition(&o.Spec)
+		if len(def.Steps) <= saga.MaxSteps {
+			r.checkOutputNames(&def)
+		}
+		return nil
+	})
+	return def, input, append(r.errs, wrong...)
+}
+
+// safely turns a panic into an error: whatever a user wrote must not end more than that user's saga.
+func safely(check func() []saga.FieldError) (errs []saga.FieldError) {
 	defer func() {
 		if p := recover(); p != nil {
-			errs = []saga.FieldError{{Field: "spec", Message: fmt.Sprintf("reading it panicked%s: %v; this is a fault of the operator, please report it", panicSite(), p)}}
+			errs = []saga.FieldError{{Message: fmt.Sprintf("reading it panicked%s: %v; this is a fault of the operator, please report it", panics.Site(), p)}}
 		}
 	}()
-	r := reader{kinds: kinds}
-	r.checkSize(&o.Spec)
-	input = r.input(o.Spec.Input)
-	def = r.definition(&o.Spec)
-	if _, wrong := saga.Compile(def); len(wrong) > 0 {
-		r.errs = append(r.errs, wrong...)
-	}
-	if len(def.Steps) <= saga.MaxSteps {
-		r.checkSteps(&def)
-	}
-	return def, input, report(r.errs)
+	return check()
 }
 
 // reader gathers what is wrong while it reads. Its field paths begin at the spec; the empty path is the spec itself.
 type reader struct {
-	kinds participant.Registry
-	errs  []saga.FieldError
+	errs []saga.FieldError
 }
 
 func (r *reader) fail(field, format string, args ...any) {
@@ -168,28 +185,12 @@ func only(kinds map[string]json.RawMessage) (kind string, with json.RawMessage, 
 // outputName is what can stand behind the last dot of ${steps.NAME.output.NAME}.
 var outputName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 
-func (r *reader) checkSteps(def *saga.Definition) {
-	r.errs = append(r.errs, r.kinds.Check(def)...)
+func (r *reader) checkOutputNames(def *saga.Definition) {
 	for i := range def.Steps {
 		for name := range def.Steps[i].Output {
 			if !outputName.MatchString(name) {
 				r.fail(fmt.Sprintf("steps[%d].output", i), "%q is not a name of an output: it consists of letters, digits and underscores, does not begin with a digit, and has at most 63 characters", clip(name, 80))
 			}
-		}
-	}
-}
-
-// panicSite says where a panic came from: the innermost place outside the Go runtime.
-func panicSite() string {
-	pc := make([]uintptr, 16)
-	frames := runtime.CallersFrames(pc[:runtime.Callers(3, pc)])
-	for {
-		f, more := frames.Next()
-		if f.Function != "" && !strings.HasPrefix(f.Function, "runtime.") {
-			return fmt.Sprintf(" at %s:%d", f.File[strings.LastIndexByte(f.File, '/')+1:], f.Line)
-		}
-		if !more {
-			return ""
 		}
 	}
 }

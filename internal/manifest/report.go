@@ -14,8 +14,10 @@ import (
 // maxErrors bounds how many errors one manifest is told. Whoever has mended so many looks again.
 const maxErrors = 20
 
-// report sorts errors by field, has each only once, lets their paths begin at spec, and bounds their number.
-func report(errs []saga.FieldError) []saga.FieldError {
+// Report returns the errors of a manifest for people: in the order of their fields, each once, with paths
+// that begin at spec, and at most maxErrors of them and then how many more there are at least: the compiler stops after many.
+func Report(all ...[]saga.FieldError) []saga.FieldError {
+	errs := slices.Concat(all...)
 	if len(errs) == 0 {
 		return nil
 	}

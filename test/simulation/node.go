@@ -90,7 +90,7 @@ func (w *World) startNode(index, life int) *node {
 	}
 	n.answers = &message.Answers{Store: store, Logger: slog.New(slog.DiscardHandler)}
 	n.reconciler = &controllers.SagaReconciler{
-		Client: &kube{n: n}, Live: &live{n: n}, Participants: kinds, Logger: log, Random: func() uint64 { return n.draw("reconciler") }, Clock: n.clock,
+		Client: &kube{n: n}, Live: &live{n: n}, Logger: log, Random: func() uint64 { return n.draw("reconciler") }, Clock: n.clock,
 	}
 	var err error
 	n.engine, err = engine.New(engine.Options{

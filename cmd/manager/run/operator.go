@@ -180,7 +180,7 @@ func wire(
 		return nil, err
 	}
 	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
-	sagas := &controllers.SagaReconciler{Participants: kinds, Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
+	sagas := &controllers.SagaReconciler{Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
 	sagas.Engine, err = engine.New(engine.Options{
 		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, KeyRetention: c.KeyRetention, Logger: log, Metrics: metrics.Registry,
 	})
