@@ -3,9 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -14,9 +12,17 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
+// smallReplyBytes is the size up to which a reply is evaluated in Advance, if its output only has
+// references.
+const smallReplyBytes = 2 << 10
+
 // answers returns the outcomes of the attempts that were accepted and have been answered. Which
-// attempt an answer ends is the core's rule; see State.RepliedAttempt.
+// attempt an answer ends is the core's rule; see State.RepliedAttempt. The outputs of larger answers are
+// evaluated besides: answers returns ErrPreparing until they are among the outcomes that wait.
 func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]saga.Outcome, error) {
+	if err := r.takeReplyError(); err != nil {
+		return nil, err
+	}
 	awaited := plan.Awaited(r.state)
 	if len(awaited) == 0 {
 		return nil, nil
@@ -29,52 +35,41 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 	for i, id := range awaited {
 		texts[i] = id.Text()
 	}
-	all, err := e.Store.Answers(ctx, uid, texts...)
+	all, err := e.Store.Answers(ctx, uid, smallReplyBytes, texts...)
 	if err != nil {
 		return nil, err
 	}
 	var outcomes []saga.Outcome
+	preparing := false
 	for i := range all {
 		id, err := saga.ParseEffectID(all[i].Step, saga.Direction(all[i].Direction))
 		if err != nil {
 			continue // it is for no effect of a saga
 		}
-		if attempt, ok := r.state.RepliedAttempt(id, all[i].Round); ok {
-			o, err := e.answered(ctx, r, plan, &all[i], attempt)
-			if err != nil {
-				return nil, err
-			}
-			outcomes = append(outcomes, o)
+		attempt, ok := r.state.RepliedAttempt(id, all[i].Round)
+		if !ok || r.hasReplyOutcome(attempt) {
+			continue
 		}
+		if o, ok := e.smallReply(ctx, r, plan, &all[i], attempt); ok {
+			outcomes = append(outcomes, o)
+			continue
+		}
+		p := reply{attempt: attempt, uid: uid, answer: all[i]}
+		if e.accepting() {
+			preparing = true
+			e.startReply(r, plan, p)
+			continue
+		}
+		o, err := e.evaluateReply(ctx, r.key, replyInput(r, plan), &p) // nobody would come back
+		if err != nil {
+			return nil, err
+		}
+		outcomes = append(outcomes, o)
+	}
+	if preparing {
+		return nil, ErrPreparing
 	}
 	return outcomes, nil
-}
-
-// replyMemoryTimeout bounds how long a reply waits for memory in one Advance. A reply that gets
-// none is evaluated by a later Advance.
-const replyMemoryTimeout = time.Second
-
-// answered returns the outcome of an attempt that was accepted and has a reply. It returns an error
-// that wraps errNoMemory if there was no memory to evaluate the reply.
-func (e *Engine) answered(ctx context.Context, r *running, plan *saga.Plan, a *eventstore.Answer, attempt saga.Attempt) (saga.Outcome, error) {
-	o := saga.Outcome{Attempt: attempt, Kind: saga.Succeeded, Reply: true}
-	if a.Rejected {
-		o.Kind, o.Author, o.Reason, o.Message = saga.Rejected, saga.AuthorParticipant, a.Reason, a.Message
-		return o, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, replyMemoryTimeout)
-	defer cancel()
-	response, err := decodeReply(a)
-	if err == nil {
-		o.Output, err = e.evaluate(ctx, &attemptInput{plan: plan, state: r.state}, attempt, r.key.Namespace, response)
-	}
-	if errors.Is(err, errNoMemory) {
-		return o, fmt.Errorf("evaluating the reply to %s: %w", attempt, err)
-	}
-	if err != nil { // the action happened, but its output is unavailable to later steps
-		o.Kind, o.Reason, o.Message = saga.Unknown, outputReason(err), err.Error()
-	}
-	return o, nil
 }
 
 // decodeReply returns the response that output expressions read of a reply. Its body stays a

@@ -99,7 +99,10 @@ func (r *running) attemptInput(a saga.Attempt) *attemptInput {
 	return in
 }
 
-var errNoMemory = errors.New("no memory became available")
+var (
+	errNoMemory = errors.New("no memory became available")
+	errBusy     = errors.New("other computations took all of the time")
+)
 
 const (
 	// reasonNoMemory is the reason of an attempt that was not sent because no memory was available
@@ -128,12 +131,8 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 	case err != nil:
 		return nil, failed(saga.NotSent, reasonNoMemory, fmt.Errorf("the participant was not called for this attempt: waiting for memory to render the request: %w", err))
 	}
-	if in.state.Version == 0 {
-		r := newRunning(key, e.budgets.states)
-		if err := e.load(ctx, r); err != nil {
-			return nil, failed(saga.NotSent, reasonNotSent, fmt.Errorf("the participant was not called for this attempt: loading the saga: %w", err))
-		}
-		in.state = r.state
+	if err := e.loadInput(ctx, key, in); err != nil {
+		return nil, failed(saga.NotSent, reasonNotSent, fmt.Errorf("the participant was not called for this attempt: loading the saga: %w", err))
 	}
 	var with map[string]any
 	var err error
@@ -157,9 +156,22 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 	return with, nil
 }
 
+// loadInput loads the state that was dropped because it is large.
+func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) error {
+	if in.state.Version > 0 {
+		return nil
+	}
+	r := newRunning(key, e.budgets.states)
+	if err := e.load(ctx, r); err != nil {
+		return err
+	}
+	in.state = r.state
+	return nil
+}
+
 // evaluate waits for memory and returns the output of an attempt that has succeeded. It returns
-// errNoMemory if ctx ends first, and saga.ErrOutputTooLarge if the decoded values take more than
-// half of Memory.Evaluation.
+// errNoMemory or errBusy if ctx ends first, and saga.ErrOutputTooLarge if the decoded values take more
+// than half of Memory.Evaluation.
 func (e *Engine) evaluate(ctx context.Context, in *attemptInput, a saga.Attempt, namespace string, response map[string]any) (json.RawMessage, error) {
 	need, evaluates := in.plan.OutputBytes(&in.state, a)
 	if !evaluates {
@@ -179,19 +191,23 @@ func (e *Engine) evaluate(ctx context.Context, in *attemptInput, a saga.Attempt,
 	}
 	var out json.RawMessage
 	var err error
-	evaluate := func(ctx context.Context) {
-		if raw {
-			if response["body"], err = expression.Decode(body); err != nil {
-				err = fmt.Errorf("decoding the response: %w", err)
-				return
-			}
-		}
-		out, err = in.plan.Output(ctx, in.state, a, response)
-	}
+	evaluate := func(ctx context.Context) { out, err = output(ctx, in, a, response) }
 	if need <= smallStateBytes && in.plan.OutputsReferences(a) {
 		evaluate(ctx)
 	} else if busy := e.compute(ctx, namespace, evaluate); busy != nil {
-		return nil, fmt.Errorf("evaluating the output: waiting for other computations: %w", busy)
+		return nil, fmt.Errorf("evaluating the output: %w: %w", errBusy, busy)
 	}
 	return out, err
+}
+
+// output decodes a response and evaluates the output of an attempt that has succeeded.
+func output(ctx context.Context, in *attemptInput, a saga.Attempt, response map[string]any) (json.RawMessage, error) {
+	if body, raw := response["body"].(json.RawMessage); raw {
+		decoded, err := expression.Decode(body)
+		if err != nil {
+			return nil, fmt.Errorf("decoding the response: %w", err)
+		}
+		response["body"] = decoded
+	}
+	return in.plan.Output(ctx, in.state, a, response)
 }

@@ -148,7 +148,7 @@ func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) 
 
 // before reports whether the effect has an answer already, with an error if that is another one. A token of an earlier round is good for repeating what was said then.
 func (c *Callbacks) before(ctx context.Context, a eventstore.Answer, asked bool) (bool, error) {
-	all, err := c.Store.Answers(ctx, a.UID, a.Step)
+	all, err := c.Store.Answers(ctx, a.UID, len(a.Response), a.Step)
 	if err != nil {
 		return false, fmt.Errorf("taking an answer: %w", err)
 	}

@@ -125,7 +125,7 @@ func TestAForgedCallbackChangesNothing(t *testing.T) {
 	for _, token := range []string{"", "x", strings.Repeat("A", len(i.token)), i.token + "=", i.token[:len(i.token)-1], strings.ToUpper(i.token), k.UID} {
 		answered(t, c, token, paid("p-1"), ErrNoCallback)
 	}
-	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -137,10 +137,10 @@ func TestACallbackAnswersItsOwnSagaStepAndDirectionOnly(t *testing.T) {
 	_, one, i := answering(t, store, c)
 	_, two, _ := answering(t, store, c)
 	answered(t, c, i.token, paid("p-1"), nil)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(two.UID), "pay"); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(two.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 0 {
 		t.Errorf("the other saga has %v, %v", got, err)
 	}
-	got, err := store.Answers(t.Context(), uuid.MustParse(one.UID), "pay")
+	got, err := store.Answers(t.Context(), uuid.MustParse(one.UID), eventstore.MaxAnswerBytes, "pay")
 	if err != nil || len(got) != 1 || got[0].Step != "pay" || got[0].Direction != string(saga.Action) {
 		t.Errorf("the saga has %v, %v", got, err)
 	}
@@ -154,7 +154,7 @@ func TestACallbackIsOfNoUseAfterItsEnd(t *testing.T) {
 	_, k, i := answering(t, store, c)
 	now.forward(agreed)
 	answered(t, c, i.token, paid("p-1"), ErrCallbackExpired)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 	now.forward(-time.Microsecond)
@@ -181,7 +181,7 @@ func TestACallbackAfterTheDeadlineChangesNothing(t *testing.T) {
 		t.Fatalf("the saga is %s: %+v", r.State.Phase, r.State.Failure)
 	}
 	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), "pay"); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -214,7 +214,7 @@ func TestACallbackDuringTheRollbackChangesNothing(t *testing.T) {
 	b.queue.Enqueue(k)
 	<-undoing
 	answered(t, c, i.token, paid("p-1"), ErrCallbackOver)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), "pay"); err != nil || len(got) != 0 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(i.call.Saga.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 	close(goOn)
@@ -244,7 +244,7 @@ func TestOfManyCallbacksAtOnceOneIsTaken(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), "pay"); err != nil || len(got) != 1 || taken != 1 {
+	if got, err := store.Answers(t.Context(), uuid.MustParse(k.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 1 || taken != 1 {
 		t.Errorf("%d were taken, and %v kept: %v", taken, got, err)
 	}
 }

@@ -104,6 +104,7 @@ type Engine struct {
 	pool      *pool // of attempts
 	computing *pool // of renderings and evaluations; see compute
 	compiling *pool // of definitions that take long to compile; see planOf
+	replies   *pool // of evaluations of replies
 	budgets   *budgets
 	loadSlots chan struct{} // a semaphore with maxConcurrentLoads places
 	metrics   *metrics
@@ -146,7 +147,7 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It

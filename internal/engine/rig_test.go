@@ -118,8 +118,8 @@ func (u unhurried) Version(ctx context.Context, stream string) (int64, error) {
 	return u.Store.Version(context.WithoutCancel(ctx), stream)
 }
 
-func (u unhurried) Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]eventstore.Answer, error) {
-	return u.Store.Answers(context.WithoutCancel(ctx), uid, steps...)
+func (u unhurried) Answers(ctx context.Context, uid uuid.UUID, maxResponse int, steps ...string) ([]eventstore.Answer, error) {
+	return u.Store.Answers(context.WithoutCancel(ctx), uid, maxResponse, steps...)
 }
 
 // clock is one that tests put forward.

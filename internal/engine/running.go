@@ -54,6 +54,9 @@ type running struct {
 	outcomes []saga.Outcome
 	// attempts are those that this process is to carry out; nil once the saga has been abandoned.
 	attempts map[saga.Attempt]*attempt
+	// replies are those that are being evaluated; replyError is why the latest of them could not be.
+	replies    map[saga.Attempt]bool
+	replyError error
 	// preparation is the compilation of the definition whose result nobody has taken yet.
 	preparation *preparation
 }
@@ -212,15 +215,20 @@ func (r *running) end(o saga.Outcome) bool {
 		return false
 	}
 	delete(r.attempts, o.Attempt)
-	total := len(o.Output)
-	for i := range r.outcomes {
-		total += len(r.outcomes[i].Output)
-	}
-	if len(o.Output) > 0 {
-		o = o.LimitOutputs(total) // outcomes that are not recorded yet have the same limit
+	r.addOutcome(o)
+	return true
+}
+
+// addOutcome adds an outcome to those that are not recorded yet. They have the limit of all outputs of a
+// saga. r.mu is held.
+func (r *running) addOutcome(o saga.Outcome) {
+	if total := len(o.Output); total > 0 {
+		for i := range r.outcomes {
+			total += len(r.outcomes[i].Output)
+		}
+		o = o.LimitOutputs(total)
 	}
 	r.outcomes = append(r.outcomes, o)
-	return true
 }
 
 // abandon cancels every attempt and ignores what they come to.

@@ -28,7 +28,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.until, _ = ctx.Deadline()
 	e.mu.Unlock()
 	err := e.advanced(ctx)
-	err = errors.Join(err, e.pool.drain(ctx), e.compiling.drain(ctx))
+	err = errors.Join(err, e.pool.drain(ctx), e.compiling.drain(ctx), e.replies.drain(ctx))
 	e.mu.Lock()
 	left := e.sagas
 	e.sagas = map[string]*running{}

@@ -224,8 +224,9 @@ type Store interface {
 	// PutAnswer keeps the answer to an effect of a saga that has not finished. It reports false where that has an answer in this round already, has finished, or is not known: nothing is
 	// changed then.
 	PutAnswer(ctx context.Context, a Answer) (bool, error)
-	// Answers returns the answers, of all rounds, to the effects of some steps of a saga, in no order. Each may be MaxAnswerBytes long.
-	Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]Answer, error)
+	// Answers returns the answers, of all rounds, to the effects of some steps of a saga, in no order. A Response of more than maxResponse bytes is left out; at most
+	// it has MaxAnswerBytes.
+	Answers(ctx context.Context, uid uuid.UUID, maxResponse int, steps ...string) ([]Answer, error)
 	// Nudge has TakeAnswered return a saga, once, although it has no new answer: something else was appended for whoever drives it. One that is not known, or has finished, is not.
 	Nudge(ctx context.Context, uid uuid.UUID) error
 	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before, or a nudge.

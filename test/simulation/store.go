@@ -136,9 +136,9 @@ func (c *connection) PutAnswer(ctx context.Context, a eventstore.Answer) (kept b
 }
 
 // Answers implements eventstore.Store.
-func (c *connection) Answers(ctx context.Context, uid uuid.UUID, steps ...string) (all []eventstore.Answer, err error) {
+func (c *connection) Answers(ctx context.Context, uid uuid.UUID, maxResponse int, steps ...string) (all []eventstore.Answer, err error) {
 	err = c.call(ctx, storeRead, "answers "+c.s.w.named("saga-"+uid.String()), func(s *memory.Store) error {
-		all, err = s.Answers(context.WithoutCancel(ctx), uid, steps...)
+		all, err = s.Answers(context.WithoutCancel(ctx), uid, maxResponse, steps...)
 		return err
 	})
 	return all, err

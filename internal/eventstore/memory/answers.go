@@ -42,7 +42,7 @@ func (s *Store) PutAnswer(ctx context.Context, a eventstore.Answer) (bool, error
 }
 
 // Answers implements eventstore.Store.
-func (s *Store) Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]eventstore.Answer, error) {
+func (s *Store) Answers(ctx context.Context, uid uuid.UUID, maxResponse int, steps ...string) ([]eventstore.Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("reading the answers to saga %s: %w", uid, err)
 	}
@@ -54,7 +54,9 @@ func (s *Store) Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]
 			continue
 		}
 		a := kept.Answer
-		a.Response = bytes.Clone(a.Response)
+		if a.Response = bytes.Clone(a.Response); len(a.Response) > maxResponse {
+			a.Response = nil
+		}
 		all = append(all, a)
 	}
 	return all, nil

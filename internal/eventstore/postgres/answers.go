@@ -32,8 +32,9 @@ func (s *Store) PutAnswer(ctx context.Context, a eventstore.Answer) (bool, error
 }
 
 // Answers implements eventstore.Store.
-func (s *Store) Answers(ctx context.Context, uid uuid.UUID, steps ...string) ([]eventstore.Answer, error) {
-	rows, err := s.pool.Query(ctx, `SELECT uid, step, direction, round, rejected, reason, message, response FROM saga_answers WHERE uid = $1 AND step = ANY ($2)`, uid, steps)
+func (s *Store) Answers(ctx context.Context, uid uuid.UUID, maxResponse int, steps ...string) ([]eventstore.Answer, error) {
+	rows, err := s.pool.Query(ctx, `SELECT uid, step, direction, round, rejected, reason, message, CASE WHEN octet_length(response::text) <= $3 THEN response END
+		FROM saga_answers WHERE uid = $1 AND step = ANY ($2)`, uid, steps, maxResponse)
 	if err != nil {
 		return nil, Classified(fmt.Errorf("reading the answers to saga %s: %w", uid, err))
 	}

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -45,7 +46,7 @@ var answers = []behaviour{
 		f.keeps(second, false)
 		second.Direction = "compensation"
 		f.keeps(second, true)
-		got, err := f.Answers(t.Context(), uid, "pay")
+		got, err := f.Answers(t.Context(), uid, eventstore.MaxAnswerBytes, "pay")
 		if err != nil || len(got) != 2 {
 			t.Fatalf("%v, %v", got, err)
 		}
@@ -64,7 +65,7 @@ var answers = []behaviour{
 		f.keeps(second, true)
 		second.Reason = "Other"
 		f.keeps(second, false)
-		got, err := f.Answers(t.Context(), uid, "pay")
+		got, err := f.Answers(t.Context(), uid, eventstore.MaxAnswerBytes, "pay")
 		if err != nil || len(got) != 2 || got[0].Round+got[1].Round != 3 {
 			t.Errorf("%+v, %v", got, err)
 		}
@@ -76,12 +77,23 @@ var answers = []behaviour{
 		for _, a := range []eventstore.Answer{pay, ship, label} {
 			f.keeps(a, true)
 		}
-		got, err := f.Answers(t.Context(), uid, "ship", "label", "none")
+		got, err := f.Answers(t.Context(), uid, eventstore.MaxAnswerBytes, "ship", "label", "none")
 		if err != nil || len(got) != 2 || got[0].Step == "pay" || got[1].Step == "pay" {
 			t.Errorf("%+v, %v", got, err)
 		}
-		if got, err := f.Answers(t.Context(), uid); err != nil || len(got) != 0 {
+		if got, err := f.Answers(t.Context(), uid, eventstore.MaxAnswerBytes); err != nil || len(got) != 0 {
 			t.Errorf("%+v, %v", got, err)
+		}
+	}},
+	{"a response is left out where it is longer than what is asked for", func(t *testing.T, f *fixture) {
+		uid := f.running()
+		a := answer(uid)
+		f.keeps(a, true)
+		for limit, want := range map[int]json.RawMessage{len(a.Response): a.Response, len(a.Response) - 1: nil} {
+			got, err := f.Answers(t.Context(), uid, limit, "pay")
+			if err != nil || len(got) != 1 || !bytes.Equal(got[0].Response, want) {
+				t.Errorf("at most %d bytes: %+v, %v", limit, got, err)
+			}
 		}
 	}},
 	{"an answer to a saga that is not known, or has finished, is not kept", func(_ *testing.T, f *fixture) {

@@ -210,7 +210,7 @@ func incoming(headers map[string]string, body string) outbox.Incoming {
 
 func (a *Answers) kept(t *testing.T) []eventstore.Answer {
 	t.Helper()
-	all, err := a.Store.Answers(t.Context(), uuid.MustParse(uid), "charge", "elsewhere", "callback", "later", "none")
+	all, err := a.Store.Answers(t.Context(), uuid.MustParse(uid), eventstore.MaxAnswerBytes, "charge", "elsewhere", "callback", "later", "none")
 	if err != nil {
 		t.Fatal(err)
 	}
