@@ -24,6 +24,9 @@ type Memory struct {
 	// the bodies of large responses, and Evaluation limits decoded responses. An attempt waits for
 	// these three; its timeout keeps running.
 	Requests, Responses, Evaluation int64
+	// Outputs limits the large outputs of attempts that have ended and are not recorded yet. Beyond it,
+	// such attempts keep their places in the pool, so that no others start.
+	Outputs int64
 }
 
 // DefaultMemory is the default of each limit in [Memory], in bytes.
@@ -35,7 +38,7 @@ const DefaultMemory = 48 << 20
 // from each. It releases evaluation memory without waiting for another budget. Attempts therefore
 // cannot deadlock.
 type budgets struct {
-	states, requests, responses, evaluation *budget.Budget
+	states, requests, responses, evaluation, outputs *budget.Budget
 	// maxIdleState is the largest state of an idle saga that is kept, in bytes.
 	maxIdleState int64
 }
@@ -46,6 +49,7 @@ func newBudgets(m Memory) *budgets {
 	return &budgets{
 		states: budget.New(limit(m.States)), requests: budget.New(limit(m.Requests)),
 		responses: budget.New(limit(m.Responses)), evaluation: budget.New(limit(m.Evaluation)),
+		outputs:      budget.New(limit(m.Outputs)),
 		maxIdleState: min(smallStateBytes, limit(m.States)/share),
 	}
 }
@@ -161,12 +165,29 @@ func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) error
 	if in.state.Version > 0 {
 		return nil
 	}
-	r := newRunning(key, e.budgets.states)
+	r := newRunning(key, e.budgets)
 	if err := e.load(ctx, r); err != nil {
 		return err
 	}
 	in.state = r.state
 	return nil
+}
+
+// smallOutputBytes is the size up to which an output needs no memory of its own until it is recorded.
+const smallOutputBytes = 4 << 10
+
+// holdBack waits until there is memory for the output of an attempt that has ended, or until the output
+// is recorded. Attempts would otherwise end faster than outputs can be recorded, or while the event store
+// is away.
+func (e *Engine) holdBack(r *running, o saga.Outcome) {
+	if len(o.Output) <= smallOutputBytes {
+		return
+	}
+	if r.outputAccount.Wait(r.untilRecorded(e.closing), int64(len(o.Output))) == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.fitOutputAccount() // it may have been recorded meanwhile
+	}
 }
 
 // evaluate waits for memory and returns the output of an attempt that has succeeded. It returns

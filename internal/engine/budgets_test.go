@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -207,4 +208,91 @@ func TestAttemptsWaitForMemoryPerNamespace(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAttemptsThatEndedWaitForTheirOutputsToBeRecorded has 20 attempts and 4 places, of which a
+// namespace has 3. Outputs of two fit into its memory, and nothing is recorded at first.
+func TestAttemptsThatEndedWaitForTheirOutputsToBeRecorded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const size = 200 << 10
+		p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+			return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": strings.Repeat("x", size)}}
+		}}
+		e, err := New(Options{Store: memory.New(), Participants: participant.Registry{"test": p}, Notify: func(Key) {}, Workers: 4, Memory: Memory{Outputs: 5 * size}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		def := &saga.Definition{}
+		for i := range 20 {
+			s := definition("a").Steps[0]
+			s.Name, s.Output = fmt.Sprint("s", i), map[string]string{"all": "${response.body}"}
+			def.Steps = append(def.Steps, s)
+		}
+		k, obs := newKey(t), start(def)
+		if _, err := e.compileNow(t.Context(), k.Namespace, *def); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.Advance(t.Context(), k, obs); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := len(p.seen()); n != 3+2 {
+			t.Errorf("%d attempts were made before the first is recorded, want 5", n)
+		}
+		if s := advanceUntilIdle(t, e, k, obs); s.Phase != saga.Completed {
+			t.Errorf("the saga is %s", s.Phase)
+		}
+		if used := e.budgets.outputs.Used(); used > 0 {
+			t.Errorf("%d bytes are used when all outputs are recorded", used)
+		}
+	})
+}
+
+// TestAttemptWaitsNoLongerThanUntilItsOutputIsRecorded has an attempt that has ended, whose output finds
+// no memory.
+func TestAttemptWaitsNoLongerThanUntilItsOutputIsRecorded(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*testing.T, *Engine, Key) error{
+		"recorded": func(t *testing.T, e *Engine, k Key) error {
+			_, err := e.Advance(t.Context(), k, Observation{})
+			return err
+		},
+		"forgotten": func(_ *testing.T, e *Engine, k Key) error {
+			e.Forget(k)
+			return nil
+		},
+		"shut down": func(t *testing.T, e *Engine, _ Key) error { return e.Shutdown(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				e := newScriptedEngine(t, Memory{Outputs: 64 << 10}, func(context.Context, participant.Call) participant.Result {
+					return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": strings.Repeat("x", 20<<10)}}
+				})
+				memory, k := e.budgets.outputs.Open("shop"), newKey(t)
+				if err := memory.Take(32 << 10); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := e.Advance(t.Context(), k, start(chainedDefinition())); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if e.pool.active != 1 {
+					t.Errorf("%d attempts have a place before, want 1", e.pool.active)
+				}
+				if err := end(t, e, k); err != nil {
+					t.Error(err)
+				}
+				synctest.Wait()
+				if e.pool.active > 0 {
+					t.Errorf("%d attempts have a place, want none", e.pool.active)
+				}
+				memory.Close()
+				if used := e.budgets.outputs.Used(); used > 0 {
+					t.Errorf("%d bytes are used", used)
+				}
+			})
+		})
+	}
 }

@@ -112,6 +112,9 @@ type Engine struct {
 	mu     sync.Mutex
 	sagas  map[string]*running
 	closed bool
+	// closing ends when the engine begins to shut down.
+	closing context.Context
+	close   context.CancelFunc
 	// advancing are the calls of Advance under way: what they record as started is sent, or recorded as not sent, before a shutdown ends.
 	advancing sync.WaitGroup
 	until     time.Time // when the time of the shutdown is over, if it has one
@@ -147,7 +150,8 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
-	return &Engine{Options: o, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
+	closing, closeIt := context.WithCancel(context.Background())
+	return &Engine{Options: o, closing: closing, close: closeIt, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
@@ -349,7 +353,7 @@ func (e *Engine) enter(key Key) (*running, error) {
 	}
 	r := e.sagas[key.UID]
 	if r == nil {
-		r = newRunning(key, e.budgets.states)
+		r = newRunning(key, e.budgets)
 		e.sagas[key.UID] = r
 	}
 	e.advancing.Add(1)

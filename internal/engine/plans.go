@@ -53,9 +53,9 @@ func (c *Plans) compile(def saga.Definition, kinds participant.Registry, recorde
 }
 
 // compileSmall is compile for a definition that takes milliseconds. For any other, it reports false.
-func (c *Plans) compileSmall(def saga.Definition, kinds participant.Registry, recorded bool) (plan *saga.Plan, err error, small bool) {
+func (c *Plans) compileSmall(def saga.Definition, kinds participant.Registry, recorded bool) (plan *saga.Plan, small bool, err error) {
 	if plan := c.get(def.Fingerprint()); plan != nil {
-		return plan, nil, true
+		return plan, true, nil
 	}
 	small = true
 	plan, wrong := compileSafely(func() (plan *saga.Plan, wrong []saga.FieldError) {
@@ -65,10 +65,10 @@ func (c *Plans) compileSmall(def saga.Definition, kinds participant.Registry, re
 		return plan, wrong
 	})
 	if !small {
-		return nil, nil, false
+		return nil, false, nil
 	}
 	plan, err = c.keep(def.Fingerprint(), plan, wrong, recorded)
-	return plan, err, true
+	return plan, true, err
 }
 
 func checkKinds(def *saga.Definition, kinds participant.Registry) []saga.FieldError {

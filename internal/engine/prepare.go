@@ -44,7 +44,7 @@ func (e *Engine) planOf(r *running, def saga.Definition, recorded bool) (*saga.P
 	if p := r.takePreparation(key); p != nil {
 		return p.plan, p.err
 	}
-	if plan, err, small := e.Plans.compileSmall(def, e.Participants, recorded); small {
+	if plan, small, err := e.Plans.compileSmall(def, e.Participants, recorded); small {
 		return plan, err
 	}
 	if !e.accepting() { // nobody would come back
@@ -81,7 +81,7 @@ func (r *running) takePreparation(key saga.Fingerprint) *preparation {
 
 // compileNow returns the plan of a recorded definition. It waits if that takes long to compile.
 func (e *Engine) compileNow(ctx context.Context, namespace string, def saga.Definition) (*saga.Plan, error) {
-	if plan, err, small := e.Plans.compileSmall(def, e.Participants, true); small {
+	if plan, small, err := e.Plans.compileSmall(def, e.Participants, true); small {
 		return plan, err
 	}
 	type compiled struct {

@@ -68,10 +68,13 @@ func (e *Engine) startReply(r *running, plan *saga.Plan, p reply) {
 	in := replyInput(r, plan)
 	e.replies.submit(r.key.Namespace, func() {
 		o, err := saga.Outcome{}, errReplyPanicked
-		defer e.Notify(r.key)
-		defer func() { r.endReply(p.attempt, o, err) }()
-		defer e.survive(r.key, "evaluating the reply to", p.attempt)
-		o, err = e.evaluateReply(context.Background(), r.key, in, &p)
+		func() {
+			defer e.survive(r.key, "evaluating the reply to", p.attempt)
+			o, err = e.evaluateReply(context.Background(), r.key, in, &p)
+		}()
+		r.endReply(p.attempt, o, err)
+		e.Notify(r.key)
+		e.holdBack(r, o)
 	})
 }
 

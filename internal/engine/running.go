@@ -52,6 +52,10 @@ type running struct {
 	// mu guards what attempts touch when they end.
 	mu       sync.Mutex
 	outcomes []saga.Outcome
+	// outputAccount holds the memory of large outputs among them; recording ends when some are recorded.
+	outputAccount *budget.Account
+	recording     context.Context
+	stopRecording context.CancelFunc
 	// attempts are those that this process is to carry out; nil once the saga has been abandoned.
 	attempts map[saga.Attempt]*attempt
 	// replies are those that are being evaluated; replyError is why the latest of them could not be.
@@ -61,8 +65,8 @@ type running struct {
 	preparation *preparation
 }
 
-func newRunning(key Key, states *budget.Budget) *running {
-	return &running{key: key, stateAccount: states.Open(key.Namespace), turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
+func newRunning(key Key, b *budgets) *running {
+	return &running{key: key, stateAccount: b.states.Open(key.Namespace), outputAccount: b.outputs.Open(key.Namespace), turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
 }
 
 // enter waits for the saga's turn; leave ends it.
@@ -127,7 +131,38 @@ func (r *running) recorded(n int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.outcomes = slices.Delete(r.outcomes, 0, n)
+	r.fitOutputAccount()
+	if n > 0 && r.recording != nil {
+		r.stopRecording()
+		r.recording = nil
+	}
 	return len(r.outcomes)
+}
+
+// untilRecorded returns a context that ends with parent, or when outcomes that wait now are recorded.
+func (r *running) untilRecorded(parent context.Context) context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.recording == nil {
+		r.recording, r.stopRecording = context.WithCancel(parent)
+	}
+	if len(r.outcomes) == 0 {
+		r.stopRecording()
+	}
+	return r.recording
+}
+
+// fitOutputAccount gives back the memory of outputs that are recorded. r.mu is held.
+func (r *running) fitOutputAccount() {
+	r.outputAccount.ShrinkTo(int64(r.outputBytes()))
+}
+
+func (r *running) outputBytes() int {
+	total := 0
+	for i := range r.outcomes {
+		total += len(r.outcomes[i].Output)
+	}
+	return total
 }
 
 // difference cancels the attempts that are under way and should not be, and returns those that should be and are not. An attempt whose outcome is
@@ -222,11 +257,8 @@ func (r *running) end(o saga.Outcome) bool {
 // addOutcome adds an outcome to those that are not recorded yet. They have the limit of all outputs of a
 // saga. r.mu is held.
 func (r *running) addOutcome(o saga.Outcome) {
-	if total := len(o.Output); total > 0 {
-		for i := range r.outcomes {
-			total += len(r.outcomes[i].Output)
-		}
-		o = o.LimitOutputs(total)
+	if n := len(o.Output); n > 0 {
+		o = o.LimitOutputs(n + r.outputBytes())
 	}
 	r.outcomes = append(r.outcomes, o)
 }
@@ -238,6 +270,10 @@ func (r *running) abandon() {
 	for _, at := range r.attempts {
 		at.cancel()
 	}
-	r.attempts = nil
+	r.attempts, r.outcomes = nil, nil
 	r.stateAccount.Close()
+	r.outputAccount.Close()
+	if r.recording != nil {
+		r.stopRecording()
+	}
 }

@@ -3,7 +3,6 @@ package engine
 import (
 	"testing"
 
-	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -23,7 +22,7 @@ func TestRunningStreamTransitions(t *testing.T) {
 		"observed after a loss":    {[]func(*running){(*running).dropState, func(r *running) { r.observe(def) }}, streamUnknown},
 		"observed after a loading": {[]func(*running){func(r *running) { r.setLoaded(saga.State{}) }, func(r *running) { r.observe(def) }}, streamLoaded},
 	} {
-		r := newRunning(Key{}, budget.New(1<<20))
+		r := newRunning(Key{}, newBudgets(Memory{}))
 		for _, step := range c.steps {
 			step(r)
 		}

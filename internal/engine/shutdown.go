@@ -27,6 +27,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.closed = true
 	e.until, _ = ctx.Deadline()
 	e.mu.Unlock()
+	e.close()
 	err := e.advanced(ctx)
 	err = errors.Join(err, e.pool.drain(ctx), e.compiling.drain(ctx), e.replies.drain(ctx))
 	e.mu.Lock()
