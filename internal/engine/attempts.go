@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
@@ -150,8 +151,15 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 // outputReason returns the reason of an action that happened, but whose output could not be
 // evaluated.
 func outputReason(err error) string {
-	if errors.Is(err, saga.ErrOutputTooLarge) {
+	switch {
+	case errors.Is(err, saga.ErrOutputTooLarge):
 		return saga.ReasonOutputTooLarge
+	case errors.Is(err, errNoMemory):
+		return reasonNoMemory
+	case errors.Is(err, errBusy):
+		return reasonBusy
+	case errors.Is(err, expression.ErrInterrupted):
+		return reasonTooSlow
 	}
 	return reasonOutput
 }

@@ -32,6 +32,12 @@ type Memory struct {
 // DefaultMemory is the default of each limit in [Memory], in bytes.
 const DefaultMemory = 48 << 20
 
+// TotalMemory returns limits that are equal and together total bytes.
+func TotalMemory(total int64) Memory {
+	each := total / 5
+	return Memory{States: each, Requests: each, Responses: each, Evaluation: each, Outputs: each}
+}
+
 // budgets enforces the limits of [Memory].
 //
 // An attempt takes memory from requests, responses and evaluation, in this order and at most once
@@ -109,16 +115,17 @@ var (
 )
 
 const (
-	// reasonNoMemory is the reason of an attempt that was not sent because no memory was available
-	// for it.
+	// reasonNoMemory is the reason of an attempt for which no memory was available: it was not sent, or
+	// its output is not known.
 	reasonNoMemory = "NoMemory"
 	// reasonInputTooLarge is the reason of an effect whose templates read values that take more
 	// than half of Memory.Requests once decoded.
 	reasonInputTooLarge = "InputTooLarge"
-	// reasonBusy is the reason of an attempt that was not sent because other computations took all of
-	// its time.
+	// reasonBusy is the reason of an attempt that was not sent, or whose output is not known, because
+	// other computations took all of its time.
 	reasonBusy = "OperatorBusy"
-	// reasonTooSlow is the reason of an attempt whose settings took more than maxComputation to render.
+	// reasonTooSlow is the reason of an attempt whose settings took more than maxComputation to render,
+	// or its output to evaluate.
 	reasonTooSlow = "ExpressionTooSlow"
 )
 

@@ -52,6 +52,7 @@ type Config struct {
 	Migrate             bool
 
 	Workers          int
+	SagaMemoryBytes  int64
 	Concurrency      int
 	Namespaces       list
 	EgressAllow      list
@@ -115,6 +116,7 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Var(&c.Namespaces, "namespaces", "comma-separated `names` of the namespaces to watch; all when empty")
 	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that participants and sinks may have although they are denied by default")
 	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that participants and sinks may not have; the API server's is always one")
+	fs.Int64Var(&c.SagaMemoryBytes, "saga-memory-bytes", 5*engine.DefaultMemory, "`bytes` that the states, requests and responses of sagas take in memory together; half of what others leave is for one namespace")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
 	fs.StringVar(&c.CallbackURL, "callback-url", "", "base `URL` of the HTTP API as participants reach it, for steps with completion: Callback; without it there are none")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
@@ -207,8 +209,9 @@ Each flag can be given by the environment variable that is named beside it; the 
 
 func (c *Config) check() error {
 	const (
-		maxAnswer = 8 << 20
-		maxShards = 64
+		minSagaMemory = 128 << 20
+		maxAnswer     = 8 << 20
+		maxShards     = 64
 	)
 	switch {
 	case c.DatabaseURL == "":
@@ -219,6 +222,8 @@ func (c *Config) check() error {
 		return errors.New("--workers and --concurrent-reconciles have to be at least 1")
 	case c.MaxAnswerBytes < 1 || c.MaxAnswerBytes > maxAnswer:
 		return fmt.Errorf("--max-answer-bytes has to be from 1 to %d", maxAnswer)
+	case c.SagaMemoryBytes < minSagaMemory:
+		return fmt.Errorf("--saga-memory-bytes has to be at least %d: the largest saga has to fit", minSagaMemory)
 	case c.OutboxShards < 1 || c.OutboxShards > maxShards:
 		return fmt.Errorf("--outbox-shards has to be from 1 to %d", maxShards)
 	case c.LeaseDuration < 5*time.Second:

@@ -182,7 +182,8 @@ func wire(
 	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
 	sagas := &controllers.SagaReconciler{Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
 	sagas.Engine, err = engine.New(engine.Options{
-		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, KeyRetention: c.KeyRetention, Logger: log, Metrics: metrics.Registry,
+		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
+		Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {
 		return nil, err
