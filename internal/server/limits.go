@@ -24,8 +24,8 @@ type Limits struct {
 	// bytes, estimated as decoded; default 96 MiB. One tenant has at most half of what the others
 	// leave.
 	Memory int64
-	// Connections is the maximum number of open connections, at most half of them from one address;
-	// default 1000.
+	// Connections is the maximum number of open connections; default 1000. One address has at most
+	// half of what the others leave.
 	Connections int
 	// UserRate is the maximum rate of requests of one user, or with one callback token, in requests
 	// per second; default 50. AddressRate is the maximum rate of requests of one address that have

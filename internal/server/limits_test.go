@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -196,6 +197,34 @@ func TestServerSlowBodyTakesNoPlace(t *testing.T) {
 	}
 	if a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}); a.status != http.StatusNoContent {
 		t.Errorf("callback: %d %s", a.status, a.body)
+	}
+}
+
+// TestServerServesDespiteSilentConnections opens many connections that send nothing. They replace
+// each other, and not the connection whose request is being served.
+func TestServerServesDespiteSilentConnections(t *testing.T) {
+	t.Parallel()
+	h := &heldAccess{asked: make(chan struct{}), letGo: make(chan struct{})}
+	r := newRig(t, func(o *operations.Options, s *Options) { h.Access, o.Access, s.Limits.Connections = o.Access, h, 4 })
+	letGo := sync.OnceFunc(func() { close(h.letGo) })
+	defer letGo()
+	c := call{method: "GET", path: sagas, token: r.editor()}
+	served := make(chan int, 1)
+	go func() { served <- r.do(c).status }()
+	<-h.asked
+	for range 10 {
+		silent, err := new(net.Dialer).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.base, "https://"))
+		r.ok(err)
+		defer silent.Close()
+	}
+	conn := r.dial()
+	fmt.Fprintf(conn, "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+	if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("new connection: %v, %v", res, err)
+	}
+	letGo()
+	if status := <-served; status != http.StatusOK {
+		t.Errorf("request: %d", status)
 	}
 }
 

@@ -145,7 +145,7 @@ func (*Server) NeedLeaderElection() bool { return false }
 
 // Serve serves on a listener, which it closes, until ctx is done.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	connections := limitConnections(l, s.limits.Connections, half(s.limits.Connections), s.metrics.limited.WithLabelValues("connections").Inc)
+	connections := limitConnections(l, s.limits.Connections, s.metrics.limited.WithLabelValues("connections").Inc)
 	l = connections
 	srv := &http.Server{
 		ConnState: connections.connState,
