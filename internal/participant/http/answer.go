@@ -56,6 +56,7 @@ func refusedStream(err error) bool {
 
 var (
 	errTooLarge = errors.New("the answer is too large")
+	errNoMemory = errors.New("no memory was available in time")
 	buffers     = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 )
 
@@ -106,6 +107,9 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, reser
 	case errors.Is(readErr, errTooLarge):
 		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "AnswerTooLarge", Message: fmt.Sprintf(
 			"the request was carried out (%d), but its answer is larger than %d bytes and cannot be used", resp.StatusCode, p.limit)}
+	case errors.Is(readErr, errNoMemory):
+		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "AnswerNotRead", Message: short(fmt.Sprintf(
+			"the request was carried out (%d), but the operator could not read its response: %v", resp.StatusCode, readErr))}
 	case readErr != nil:
 		if cause := context.Cause(ctx); cause != nil {
 			readErr = cause
@@ -147,7 +151,10 @@ func (p *Participant) read(ctx context.Context, b *bytes.Buffer, resp *nethttp.R
 	}
 	if reserve != nil {
 		if err := reserve(ctx, p.limit); err != nil {
-			return err
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return fmt.Errorf("%w: %w", errNoMemory, err)
 		}
 	}
 	_, err := b.ReadFrom(from)
