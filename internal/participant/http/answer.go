@@ -19,6 +19,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/net/http2"
 
@@ -202,15 +203,17 @@ func text(s string) string {
 // replacement takes the place of NUL and of invalid UTF-8 in text.
 const replacement = string(unicode.ReplacementChar)
 
+// lenient has readers and writers accept the JSON that expression.Check accepts.
+var lenient = jsonv2.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+
 // withoutNUL returns a copy of raw in which every NUL in strings and names is replaced. raw must be
 // valid JSON.
 func withoutNUL(raw []byte) json.RawMessage {
 	if !bytes.Contains(raw, []byte(`\u0000`)) {
 		return slices.Clone(raw)
 	}
-	lenient := []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 	var out bytes.Buffer
-	from, to := jsontext.NewDecoder(bytes.NewReader(raw), lenient...), jsontext.NewEncoder(&out, lenient...)
+	from, to := jsontext.NewDecoder(bytes.NewReader(raw), lenient), jsontext.NewEncoder(&out, lenient)
 	for {
 		t, err := from.ReadToken()
 		if err != nil { // io.EOF: raw is valid
@@ -342,21 +345,29 @@ func message(resp *nethttp.Response, body any) string {
 }
 
 // explanation finds the sentence in a JSON answer: RFC 9457's detail and title, and what is common besides.
+// Unlike encoding/json, it matches names exactly.
 func explanation(body any) string {
 	raw, ok := body.(json.RawMessage)
 	if !ok {
 		return ""
 	}
-	var fields struct{ Detail, Message, Error, Title json.RawMessage }
-	if json.Unmarshal(raw, &fields) != nil {
+	var fields struct {
+		Detail  jsontext.Value `json:"detail"`
+		Message jsontext.Value `json:"message"`
+		Error   jsontext.Value `json:"error"`
+		Title   jsontext.Value `json:"title"`
+	}
+	if jsonv2.Unmarshal(raw, &fields, lenient) != nil {
 		return ""
 	}
-	for _, field := range []json.RawMessage{fields.Detail, fields.Message, fields.Error, fields.Title} {
+	for _, field := range []jsontext.Value{fields.Detail, fields.Message, fields.Error, fields.Title} {
 		var said string
-		if json.Unmarshal(field, &said) != nil {
-			var inner struct{ Message string }
-			_ = json.Unmarshal(field, &inner) // a field of another type has no explanation
-			said = inner.Message
+		if jsonv2.Unmarshal(field, &said, lenient) != nil {
+			var inner struct {
+				Message jsontext.Value `json:"message"`
+			}
+			_ = jsonv2.Unmarshal(field, &inner, lenient) // a field of another type has no explanation
+			_ = jsonv2.Unmarshal(inner.Message, &said, lenient)
 		}
 		if said = strings.TrimSpace(said); said != "" {
 			return said

@@ -76,6 +76,8 @@ func TestARefusalSaysWhatTheParticipantSaid(t *testing.T) {
 		{map[string]any{"error": map[string]any{"message": "nested"}}, "nested (402)"},
 		{map[string]any{"message": "two\nlines\x00 and\ttabs"}, "two lines\ufffd and tabs (402)"},
 		{map[string]any{"message": 5}, "Payment Required (402)"},
+		{map[string]any{"Detail": "no funds", "MESSAGE": "no funds"}, "Payment Required (402)"},
+		{map[string]any{"error": map[string]any{"Message": "nested"}, "title": "Declined"}, "Declined (402)"},
 		{[]any{"x"}, "Payment Required (402)"},
 	} {
 		r := do(t, p, post(s.URL, "body", c.body))
