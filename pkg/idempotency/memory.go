@@ -57,7 +57,7 @@ func (m *Memory) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, err
 			return Begun{}, fmt.Errorf("claiming key %s: %w", key, &InProgressError{RetryAfter: k.leaseUntil.Sub(now)})
 		}
 	}
-	if err := m.checkQuota(key); err != nil {
+	if err := m.checkQuota(key, now); err != nil {
 		return Begun{}, fmt.Errorf("claiming key %s: %w", key, err)
 	}
 	m.fences++

@@ -58,7 +58,7 @@ func (q *quotas) add(realm string, bytes int64) {
 }
 
 // checkQuota fails with [ErrQuota] if the realm has reached its quota and does not have the key
-// yet.
+// yet. An expired key counts as unknown.
 func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
 	if p.RealmBytes <= 0 {
 		return nil
@@ -79,7 +79,7 @@ func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
 		return nil
 	}
 	var exists bool // a request that has claimed a key may finish
-	err := p.db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM idempotency_keys WHERE realm = $1 AND key = $2)`, key.Realm, key.Key).Scan(&exists)
+	err := p.db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM idempotency_keys WHERE realm = $2 AND key = $3 AND expires_at > `+nowSQL+`)`, p.now(), key.Realm, key.Key).Scan(&exists)
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking up key %s: %w", key, explain(err))
@@ -90,9 +90,9 @@ func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
 }
 
 // checkQuota fails with [ErrQuota] if the realm has reached its quota and does not have the key
-// yet. m.mu is held.
-func (m *Memory) checkQuota(key Key) error {
-	if m.RealmBytes <= 0 || m.keys[key] != nil {
+// yet. An expired key counts as unknown. m.mu is held.
+func (m *Memory) checkQuota(key Key, now time.Time) error {
+	if k := m.keys[key]; m.RealmBytes <= 0 || k != nil && now.Before(k.expiresAt) {
 		return nil
 	}
 	var bytes int64

@@ -48,3 +48,26 @@ func TestStoreBeginTakesOverKeyOverQuota(t *testing.T) {
 		})
 	}
 }
+
+// TestStoreBeginRefusesExpiredKeyOverQuota claims a key that has expired and was not swept yet. It
+// is a new key for the quota too: its next response may be larger than the one before.
+func TestStoreBeginRefusesExpiredKeyOverQuota(t *testing.T) {
+	t.Parallel()
+	for name, open := range stores {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClock()
+			f := &fixture{open(t, idempotency.Options{Clock: c.Now, RealmBytes: 1500, TTL: time.Hour}), t, c}
+			f.ok(f.Complete(t.Context(), f.claims(keyOf("1"), "a"), idempotency.Response{Status: 200}))
+			c.forward(30 * time.Minute)
+			f.ok(f.Complete(t.Context(), f.claims(keyOf("2"), "a"), idempotency.Response{Status: 200, Body: make([]byte, 1200)}))
+			c.forward(45 * time.Minute)
+			f.fails(keyOf("1"), "a", idempotency.ErrQuota)
+			if _, err := f.Sweep(t.Context(), 10); err != nil {
+				t.Fatal(err)
+			}
+			c.forward(2 * time.Minute)
+			f.claims(keyOf("1"), "a")
+		})
+	}
+}
