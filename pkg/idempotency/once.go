@@ -34,9 +34,13 @@ func Once(ctx context.Context, db Beginner, key Key, of Fingerprint, do func(ctx
 	return NewPostgres(db, Options{}).Once(ctx, db, key, of, do)
 }
 
-// Once is the function of that name with the store's TTL and clock.
+// Once is the function of that name with the store's TTL, clock and quota. With
+// [Options.RealmBytes], it also fails with [ErrQuota], and may cost two more statements.
 func (p *Postgres) Once(ctx context.Context, db Beginner, key Key, of Fingerprint, do func(ctx context.Context, tx pgx.Tx) (Response, error)) (r Response, replayed bool, err error) {
 	if err := key.Check(); err != nil {
+		return r, false, fmt.Errorf("acting once for key %s: %w", key, err)
+	}
+	if err := p.checkQuota(ctx, db, key); err != nil {
 		return r, false, fmt.Errorf("acting once for key %s: %w", key, err)
 	}
 	const rounds = 5
@@ -127,5 +131,6 @@ func (p *Postgres) put(ctx context.Context, db DB, key Key, of Fingerprint, r Re
 	if tag.RowsAffected() == 0 {
 		return errTaken
 	}
+	p.quotas.add(key.Realm, rowBytes+int64(len(r.Body))) // also if db rolls back; it is counted again
 	return nil
 }

@@ -243,3 +243,31 @@ func TestOnceRefusesWhatIsNoKey(t *testing.T) {
 		t.Errorf("without time: %v", err)
 	}
 }
+
+func TestOnceRefusesNewKeysOverQuota(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	store := idempotency.NewPostgres(r.pool, idempotency.Options{RealmBytes: 1000})
+	large := idempotency.Response{Status: 200, Body: make([]byte, 500)}
+	once := func(key string) (bool, error) {
+		_, replayed, err := store.Once(r.ctx, r.pool, keyOf(key), printOf("a"), func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
+			_, err := effect(key)(ctx, tx)
+			return large, err
+		})
+		return replayed, err
+	}
+	for _, key := range []string{"1", "2"} {
+		if _, err := once(key); err != nil {
+			t.Fatalf("key %s: %v", key, err)
+		}
+	}
+	if _, err := once("3"); !errors.Is(err, idempotency.ErrQuota) {
+		t.Errorf("new key: %v, want %v", err, idempotency.ErrQuota)
+	}
+	if replayed, err := once("1"); err != nil || !replayed {
+		t.Errorf("known key: replayed = %v, %v", replayed, err)
+	}
+	if n := r.effects(); n != 2 {
+		t.Errorf("there are %d effects, want 2", n)
+	}
+}

@@ -75,7 +75,7 @@ func (p *Postgres) Begin(ctx context.Context, key Key, of Fingerprint) (Begun, e
 	if err := key.Check(); err != nil {
 		return Begun{}, fmt.Errorf("claiming key %s: %w", key, err)
 	}
-	if err := p.checkQuota(ctx, key); err != nil {
+	if err := p.checkQuota(ctx, p.db, key); err != nil {
 		return Begun{}, fmt.Errorf("claiming key %s: %w", key, err)
 	}
 	const rounds = 10

@@ -59,7 +59,7 @@ func (q *quotas) add(realm string, bytes int64) {
 
 // checkQuota fails with [ErrQuota] if the realm has reached its quota and does not have the key
 // yet. An expired key counts as unknown.
-func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
+func (p *Postgres) checkQuota(ctx context.Context, db DB, key Key) error {
 	if p.RealmBytes <= 0 {
 		return nil
 	}
@@ -69,7 +69,7 @@ func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
 	}
 	bytes, ok := p.quotas.get(key.Realm, now)
 	if !ok {
-		err := p.db.QueryRow(ctx, `SELECT coalesce(sum($2 + coalesce(octet_length(body), 0)), 0) FROM idempotency_keys WHERE realm = $1`, key.Realm, rowBytes).Scan(&bytes)
+		err := db.QueryRow(ctx, `SELECT coalesce(sum($2 + coalesce(octet_length(body), 0)), 0) FROM idempotency_keys WHERE realm = $1`, key.Realm, rowBytes).Scan(&bytes)
 		if err != nil {
 			return fmt.Errorf("counting the stored responses of realm %.64q: %w", key.Realm, explain(err))
 		}
@@ -79,7 +79,7 @@ func (p *Postgres) checkQuota(ctx context.Context, key Key) error {
 		return nil
 	}
 	var exists bool // a request that has claimed a key may finish
-	err := p.db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM idempotency_keys WHERE realm = $2 AND key = $3 AND expires_at > `+nowSQL+`)`, p.now(), key.Realm, key.Key).Scan(&exists)
+	err := db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM idempotency_keys WHERE realm = $2 AND key = $3 AND expires_at > `+nowSQL+`)`, p.now(), key.Realm, key.Key).Scan(&exists)
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking up key %s: %w", key, explain(err))
