@@ -153,6 +153,9 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, x *exchange) {
 // failure makes the answer of an error, and logs what a client is not told.
 func (s *Server) failure(ctx context.Context, err error) *Problem {
 	x := exchangeOf(ctx)
+	if errors.Is(err, budget.ErrExhausted) {
+		return s.busy()
+	}
 	if p := problemOf(err); p != nil {
 		if p.Status >= http.StatusInternalServerError && !errors.Is(err, p) { // a limit that was met is counted, not logged
 			s.log.WarnContext(ctx, "a request could not be served", "request", x.id, "operation", x.operation, "error", err)

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/operations"
 )
@@ -239,6 +241,9 @@ func TestServerLimitsMemoryOfList(t *testing.T) {
 	if a.status != http.StatusServiceUnavailable || a.problem(t).Reason != "Busy" || !strings.Contains(a.problem(t).Detail, "limit") {
 		t.Errorf("without limit: %d %.300s", a.status, a.body)
 	}
+	if n := testutil.ToFloat64(r.server.metrics.limited.WithLabelValues("memory")); n != 1 {
+		t.Errorf("saga_api_limited_total{limit=memory} = %v, want 1", n)
+	}
 	if a := r.do(call{method: "GET", path: sagas + "?limit=2", token: token}); a.status != http.StatusOK {
 		t.Errorf("limit=2: %d %.300s", a.status, a.body)
 	}
@@ -262,6 +267,36 @@ func TestServerLimitsMemoryOfBody(t *testing.T) {
 	if a := r.do(call{method: "POST", path: "/v1/callbacks/token", body: `{"outcome":"Succeeded"}`}); a.status != http.StatusNoContent {
 		t.Errorf("small body: %d %s", a.status, a.body)
 	}
+}
+
+// TestServerLimitsMemoryOfRequestsWithoutBody holds a request that takes all memory of its user.
+func TestServerLimitsMemoryOfRequestsWithoutBody(t *testing.T) {
+	t.Parallel()
+	h := &heldAccess{asked: make(chan struct{}), letGo: make(chan struct{})}
+	r := newRig(t, func(o *operations.Options, s *Options) {
+		h.Access, o.Access, s.Limits.Memory = o.Access, h, 3*requestBytes
+	})
+	letGo := sync.OnceFunc(func() { close(h.letGo) })
+	defer letGo()
+	c := call{method: "GET", path: sagas, token: r.editor()}
+	served := make(chan int, 1)
+	go func() { served <- r.do(c).status }()
+	<-h.asked
+	again := make(chan answer, 1)
+	go func() { again <- r.do(c) }()
+	select {
+	case <-h.asked:
+		t.Error("the second request was admitted")
+	case a := <-again:
+		if a.status != http.StatusServiceUnavailable || a.problem(t).Reason != "Busy" {
+			t.Errorf("second request: %d %s", a.status, a.body)
+		}
+	}
+	if n := testutil.ToFloat64(r.server.metrics.limited.WithLabelValues("memory")); n != 1 {
+		t.Errorf("saga_api_limited_total{limit=memory} = %v, want 1", n)
+	}
+	letGo()
+	<-served
 }
 
 func TestTheMemoryOfRatesIsBounded(t *testing.T) {

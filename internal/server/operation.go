@@ -40,7 +40,7 @@ func (o *operation) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 		return
 	}
 	x.memory.SetTenant(tenant)
-	body, p := takeBody(r, o.body, x.memory)
+	body, p := o.server.takeBody(r, o.body, x.memory)
 	if p != nil {
 		writeAndClose(w, p)
 		return

@@ -11,7 +11,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/cqrs"
 	"github.com/vextrus/saga-operator/internal/operations"
 	"github.com/vextrus/saga-operator/internal/postgres"
@@ -140,8 +139,6 @@ func problemOf(err error) *Problem {
 		refused   *cqrs.RefusedError
 	)
 	switch {
-	case errors.Is(err, budget.ErrExhausted):
-		return busy()
 	case errors.Is(err, operations.ErrUnavailable), postgres.Classify(err) == postgres.Unavailable:
 		return newProblem(http.StatusServiceUnavailable, "Unavailable", "the API server or the database cannot be reached at the moment; ask again").later(soon)
 	case errors.As(err, &already):

@@ -16,7 +16,10 @@ import (
 var elsewhere = regexp.MustCompile(`^(path|query|header)\.`)
 
 // takeBody reads the body of a request and refuses what could be understood in two ways. An operation without a body is limited to 0.
-func takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Problem) {
+func (s *Server) takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Problem) {
+	if err := memory.Take(requestBytes); err != nil {
+		return nil, s.busy()
+	}
 	if limit == 0 {
 		// One byte tells: a chunked body says nothing of its length.
 		if n, _ := io.ReadFull(r.Body, make([]byte, 1)); n > 0 {
@@ -35,7 +38,7 @@ func takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Pr
 	timeout := net.Error(nil)
 	switch {
 	case errors.Is(err, budget.ErrExhausted):
-		return nil, busy()
+		return nil, s.busy()
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return nil, newProblem(http.StatusRequestTimeout, "Timeout", "the body did not come in time")
 	case err != nil:
@@ -50,7 +53,7 @@ func takeBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, *Pr
 		return nil, p
 	}
 	if err := memory.Take(int64(nodes)*nodeBytes + int64(len(body))*bodyCopies); err != nil {
-		return nil, busy()
+		return nil, s.busy()
 	}
 	return body, nil
 }
@@ -69,7 +72,7 @@ const (
 func readBody(r *http.Request, limit int64, memory *budget.Account) ([]byte, error) {
 	const first = 4 << 10
 	body := make([]byte, 0, min(limit+1, max(r.ContentLength+1, 512), first))
-	if err := memory.Take(requestBytes + int64(cap(body))); err != nil {
+	if err := memory.Take(int64(cap(body))); err != nil {
 		return nil, err
 	}
 	for {

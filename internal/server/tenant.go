@@ -23,8 +23,9 @@ func tenantOf(user string) string {
 	return "user " + user
 }
 
-// busy returns the problem of a request for which there is no memory at the moment.
-func busy() *Problem {
+// busy counts a request for which there is no memory at the moment, and returns its problem.
+func (s *Server) busy() *Problem {
+	s.metrics.limited.WithLabelValues("memory").Inc()
 	return newProblem(http.StatusServiceUnavailable, "Busy",
 		"the operator has no memory for this request at the moment; retry, and ask for fewer items (limit) if the operation lists any").later(soon)
 }
