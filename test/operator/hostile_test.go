@@ -174,7 +174,7 @@ func (a *target) checkServed(user, name string) {
 		"listing sagas":   func() int { return a.send(client, "GET", "/v1/namespaces/"+user+"/sagas", user, "", "") },
 	} {
 		status := 0
-		for deadline := time.Now().Add(patience); time.Now().Before(deadline); { // as clients retry 429 and 503
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); pause() { // as clients retry 429 and 503
 			if status = request(); status == http.StatusOK || status == http.StatusCreated {
 				break
 			}
@@ -250,8 +250,12 @@ func TestOperatorSurvivesHostileUser(t *testing.T) {
 	create := func(name, input string) int {
 		return a.send(client, "POST", "/v1/namespaces/hostile/sagas", "hostile", name, fmt.Sprintf(`{"metadata":{"name":%q},"spec":{%s,"input":{"x":%s}}}`, name, steps, input))
 	}
-	for status := 0; status != http.StatusCreated; { // below the limit of 50,000 values
-		if status = create("large", nestedJSON(100<<10)); status == http.StatusBadRequest || status == http.StatusUnprocessableEntity || status == http.StatusForbidden {
+	for deadline := time.Now().Add(patience); ; pause() { // below the limit of 50,000 values
+		status := create("large", nestedJSON(100<<10))
+		if status == http.StatusCreated {
+			break
+		}
+		if status == http.StatusBadRequest || status == http.StatusUnprocessableEntity || status == http.StatusForbidden || time.Now().After(deadline) {
 			t.Fatalf("creating a large saga: status %d", status)
 		}
 	}
@@ -296,13 +300,15 @@ func (a *target) startParticipant(body string) string {
 func (a *target) createSaga(namespace, name string, steps ...v1.Step) {
 	a.Helper()
 	s := &v1.Saga{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1.SagaSpec{Steps: steps}}
-	err := a.admin.Create(a.Context(), s)
-	for apierrors.IsServiceUnavailable(err) { // admission knows a new kind later than the storage does
-		pause()
-		err = a.admin.Create(a.Context(), s)
-	}
-	if err != nil {
-		a.Fatal(err)
+	for deadline := time.Now().Add(patience); ; pause() {
+		err := a.admin.Create(a.Context(), s)
+		if err == nil {
+			return
+		}
+		// Admission knows a new kind later than the storage does.
+		if !apierrors.IsServiceUnavailable(err) || time.Now().After(deadline) {
+			a.Fatal(err)
+		}
 	}
 }
 
@@ -336,20 +342,29 @@ func (a *target) awaitEnd(namespace string) map[v1.SagaPhase]int {
 	}
 }
 
-// TestOperatorSurvivesLargeResponses has sagas whose participant sends responses of 1 MiB that take
-// as much memory as possible when they are decoded.
+// TestOperatorSurvivesLargeResponses has sagas whose steps all run in parallel. Their participant
+// sends responses of 1 MiB, each of which takes almost all the memory that a namespace has for
+// decoding. Every response is decoded: the output of each step is one of its fields.
 func TestOperatorSurvivesLargeResponses(t *testing.T) {
 	a := newTarget(t, "hostile")
-	url := a.startParticipant(nestedJSON(1<<20 - 100))
-	for i := range 10 {
+	values := nestedJSON(320 << 10)
+	const field = `{"x":1,"values":,"text":""}`
+	url := a.startParticipant(fmt.Sprintf(`{"x":1,"values":%s,"text":"%s"}`, values, strings.Repeat("x", 1<<20-len(values)-len(field))))
+	const sagas = 10
+	for i := range sagas {
 		steps := make([]v1.Step, 20)
 		for j := range steps {
-			steps[j] = stepAt(url, fmt.Sprintf("s%d", j), "${size(response.body)}")
+			steps[j] = stepAt(url, fmt.Sprintf("s%d", j), "${response.body.x}")
+			steps[j].DependsOn = []string{}                                // in parallel
+			steps[j].AttemptTimeout = &metav1.Duration{Duration: patience} // many wait for memory at a time
 		}
 		a.createSaga("hostile", fmt.Sprintf("large-%d", i), steps...)
 	}
 	phases := a.awaitEnd("hostile")
-	a.checkMemory(fmt.Sprintf("10 sagas of 20 steps with large responses (%v)", phases))
+	if phases[v1.PhaseCompleted] != sagas {
+		t.Errorf("sagas by phase: %v, want %d Completed", phases, sagas)
+	}
+	a.checkMemory(fmt.Sprintf("%d sagas of 20 steps with large responses", sagas))
 }
 
 // TestOperatorSurvivesLargeOutputs has sagas with the largest outputs that are allowed, and
