@@ -65,6 +65,11 @@ func (a *Account) SetTenant(tenant string) {
 
 // Take adds amount to the account. It never waits: if the amount does not fit, it takes nothing and
 // fails with [ErrExhausted].
+//
+// Take does not queue behind calls of [Account.Wait]. Where both are used, Take is only for a job
+// that Wait has admitted and that needs more than expected: if it failed because other calls wait,
+// the job would be repeated for nothing. The waiting calls are still served, because no further job
+// of their tenant is admitted before them.
 func (a *Account) Take(amount int64) error {
 	a.budget.mu.Lock()
 	defer a.budget.mu.Unlock()

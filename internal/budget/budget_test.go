@@ -94,6 +94,43 @@ func TestWaitCancelledUnblocksNextWaiter(t *testing.T) {
 	})
 }
 
+// TestTakeByAdmittedJobsDoesNotStarveWaiter has jobs take more while a large call waits.
+func TestTakeByAdmittedJobsDoesNotStarveWaiter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := budget.New(1000)
+		jobs := []*budget.Account{b.Open("ada"), b.Open("ada")}
+		for _, job := range jobs {
+			if err := job.Wait(t.Context(), 100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		served := make(chan int64, 2)
+		for _, amount := range []int64{500, 10} {
+			go func() {
+				a := b.Open("ada")
+				if err := a.Wait(t.Context(), amount); err != nil {
+					t.Errorf("Wait(%d): %v", amount, err)
+				}
+				served <- amount
+				a.Close()
+			}()
+			synctest.Wait()
+		}
+		for _, job := range jobs {
+			checkTake(t, job, 50, nil)
+			if len(served) > 0 {
+				t.Errorf("the call for %d was served while a job held memory", <-served)
+			}
+			job.Close()
+			synctest.Wait()
+		}
+		if first, second := <-served, <-served; first != 500 || second != 10 {
+			t.Errorf("served %d and then %d, want 500 and then 10", first, second)
+		}
+	})
+}
+
 func TestWaitFailsAtOnceIfTooLarge(t *testing.T) {
 	t.Parallel()
 	if err := budget.New(1000).Open("ada").Wait(t.Context(), 501); !errors.Is(err, budget.ErrTooLarge) {
