@@ -109,7 +109,7 @@ func (p *Participant) outcome(ctx context.Context, resp *nethttp.Response, reser
 		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "AnswerTooLarge", Message: fmt.Sprintf(
 			"the request was carried out (%d), but its answer is larger than %d bytes and cannot be used", resp.StatusCode, p.limit)}
 	case errors.Is(readErr, errNoMemory):
-		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "AnswerNotRead", Message: short(fmt.Sprintf(
+		return participant.Result{Kind: saga.Unknown, Over: true, Reason: "NoMemory", Message: short(fmt.Sprintf(
 			"the request was carried out (%d), but the operator could not read its response: %v", resp.StatusCode, readErr))}
 	case readErr != nil:
 		if cause := context.Cause(ctx); cause != nil {

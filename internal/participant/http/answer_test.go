@@ -291,7 +291,7 @@ func TestLargeAnswersWaitForRoomAndSmallOnesDoNot(t *testing.T) {
 		t.Errorf("reserved %d bytes, want %d", bytes, DefaultMaxAnswerBytes)
 	}
 	cancel(errors.New("the attempt's time is over"))
-	if r := <-ended; r.Kind != saga.Unknown || r.Reason != "AnswerNotRead" || !strings.Contains(r.Message, "no memory was available") {
+	if r := <-ended; r.Kind != saga.Unknown || r.Reason != "NoMemory" || !strings.Contains(r.Message, "no memory was available") {
 		t.Errorf("%+v", r)
 	}
 	exhausted = false
