@@ -136,7 +136,7 @@ func (r history) page(ctx context.Context, ref Ref, uid uuid.UUID, after int64, 
 		p.Events, err = pgx.CollectRows(rows, scanEvent)
 		return err
 	})
-	b.Queue(`SELECT count(*) > 0, count(*) FILTER (WHERE type IN ('SagaCompleted', 'SagaCompensated')) > 0
+	b.Queue(`SELECT count(*) > 0, count(*) FILTER (WHERE type IN ('SagaCompleted', 'SagaCompensated', 'SagaAbandoned')) > 0
 		FROM (SELECT type FROM saga_history WHERE uid = $1 AND namespace = $2 AND name = $3 ORDER BY version DESC LIMIT 1) last`,
 		uid, ref.Namespace, ref.Name).QueryRow(func(row pgx.Row) error { return row.Scan(&p.known, &p.Finished) })
 	if err := r.pool.SendBatch(ctx, b).Close(); err != nil {

@@ -34,6 +34,7 @@ var decoders = map[string]decoder{
 	SagaCompensated{}.EventType():  strictly[SagaCompensated](nil),
 	SagaParked{}.EventType():       strictly[SagaParked](nil),
 	DecisionMade{}.EventType():     strictly((*DecisionMade).known),
+	SagaAbandoned{}.EventType():    strictly[SagaAbandoned](nil),
 	SagaSuspended{}.EventType():    strictly[SagaSuspended](nil),
 	SagaResumed{}.EventType():      strictly[SagaResumed](nil),
 }

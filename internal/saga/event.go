@@ -195,6 +195,12 @@ type (
 		By      string  `json:"by,omitempty"`
 		Reason  string  `json:"reason,omitempty"`
 	}
+	// SagaAbandoned says that a person has let the saga go: nothing is done or undone for it any more.
+	SagaAbandoned struct {
+		At
+		By     string `json:"by,omitempty"`
+		Reason string `json:"reason"`
+	}
 	// SagaSuspended says that no attempt will be started until SagaResumed.
 	SagaSuspended struct {
 		At
@@ -241,6 +247,9 @@ func (SagaParked) EventType() string { return "SagaParked" }
 
 // EventType implements Event.
 func (DecisionMade) EventType() string { return "DecisionMade" }
+
+// EventType implements Event.
+func (SagaAbandoned) EventType() string { return "SagaAbandoned" }
 
 // EventType implements Event.
 func (SagaSuspended) EventType() string { return "SagaSuspended" }

@@ -57,6 +57,8 @@ func (s *State) apply(e Event) {
 		s.Parked = &Failure{Step: e.Step, Reason: e.Reason, Message: e.Message, At: e.DecidedAt(), Version: s.Version}
 	case DecisionMade:
 		s.decided(e)
+	case SagaAbandoned:
+		s.abandon(e)
 	case SagaSuspended:
 		s.Suspended, s.SuspendGeneration = true, e.Generation
 	case SagaResumed:

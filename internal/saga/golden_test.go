@@ -106,7 +106,14 @@ func goldenHistories(t *testing.T) map[string]*history {
 	resent.ends("reserve", Compensation, Succeeded)
 	resent.phaseIs(Compensated)
 
-	return map[string]*history{"unasked": unasked, "resent": resent, "completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
+	abandoned := begin(t, order)
+	abandoned.ends("reserve", Action, Succeeded)
+	abandoned.ends("charge", Action, Succeeded)
+	abandoned.ends("label", Action, Rejected)
+	abandoned.abandoned("ann", "the participants are gone for good")
+	abandoned.phaseIs(Abandoned)
+
+	return map[string]*history{"abandoned": abandoned, "unasked": unasked, "resent": resent, "completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}
 }
 
 func TestHistoriesWrittenByEarlierVersionsStillFold(t *testing.T) {

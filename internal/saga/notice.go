@@ -24,6 +24,7 @@ const (
 	NoticeCompensationFailed = "CompensationFailed"
 	NoticeParked             = "Parked"
 	NoticeDecided            = "Decided"
+	NoticeAbandoned          = "Abandoned"
 )
 
 // NoticeOf returns what the world is told about an event; false for events that are nobody else's business. State.Notices counts them, so which events have one must
@@ -50,6 +51,8 @@ func NoticeOf(e Event) (Notice, bool) {
 		return Notice{What: NoticeParked, Step: e.Step, Reason: e.Reason, Message: e.Message}, true
 	case DecisionMade:
 		return Notice{What: NoticeDecided, Step: e.Step, Reason: string(e.Verdict), Message: e.Reason}, true
+	case SagaAbandoned:
+		return Notice{What: NoticeAbandoned, Message: e.Reason}, true
 	case AttemptStarted, AttemptResent, AttemptAccepted, SagaSuspended, SagaResumed:
 		return Notice{}, false
 	default:

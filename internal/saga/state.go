@@ -8,7 +8,7 @@ import (
 // Phase is where a saga stands as a whole.
 type Phase string
 
-// The phases. Completed and Compensated are terminal and never change again; CompensationFailed is parked until a person decides.
+// The phases. Completed, Compensated and Abandoned are terminal and never change again; CompensationFailed is parked until a person decides.
 const (
 	Pending            Phase = "Pending"
 	Running            Phase = "Running"
@@ -16,10 +16,12 @@ const (
 	Completed          Phase = "Completed"
 	Compensated        Phase = "Compensated"
 	CompensationFailed Phase = "CompensationFailed"
+	// Abandoned: a person has let the saga go as it was.
+	Abandoned Phase = "Abandoned"
 )
 
 // Terminal reports whether the phase never changes again.
-func (p Phase) Terminal() bool { return p == Completed || p == Compensated }
+func (p Phase) Terminal() bool { return p == Completed || p == Compensated || p == Abandoned }
 
 // StepState is the fold of all events about one step.
 type StepState struct {
@@ -58,11 +60,13 @@ type State struct {
 	// Failure is set from SagaCompensating on.
 	Failure *Failure `json:"failure,omitempty"`
 	// Parked is set while the saga waits for a person.
-	Parked     *Failure    `json:"parked,omitempty"`
-	StartedAt  time.Time   `json:"startedAt,omitzero"`
-	EndedAt    time.Time   `json:"endedAt,omitzero"`
-	DeadlineAt time.Time   `json:"deadlineAt,omitzero"`
-	Steps      []StepState `json:"steps,omitempty"`
+	Parked *Failure `json:"parked,omitempty"`
+	// Abandoned is set once the saga has been abandoned.
+	Abandoned  *Abandonment `json:"abandoned,omitempty"`
+	StartedAt  time.Time    `json:"startedAt,omitzero"`
+	EndedAt    time.Time    `json:"endedAt,omitzero"`
+	DeadlineAt time.Time    `json:"deadlineAt,omitzero"`
+	Steps      []StepState  `json:"steps,omitempty"`
 	// Notices is how many notices the events had.
 	Notices int64 `json:"notices,omitempty"`
 	// Needs are those of all events.
@@ -81,7 +85,7 @@ type State struct {
 // ForRow returns the part of the state that is stored in the saga's row. The code that takes replies reads it there. Everything
 // else is read from the stream.
 func (s State) ForRow() State {
-	row := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name, Phase: s.Phase, Needs: s.Needs}
+	row := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name, Phase: s.Phase, Needs: s.Needs, Abandoned: s.Abandoned}
 	for i := range s.Steps {
 		step := &s.Steps[i]
 		if do, undo := step.Do.forRow(), step.Compensation.forRow(); do != undo || do != (EffectState{}) {

@@ -66,6 +66,7 @@ func History() *projection.Definition {
 		})).
 		On("SagaCompleted", note(func(e saga.SagaCompleted) entry { return entry{at: e.At.At} })).
 		On("SagaCompensated", note(func(e saga.SagaCompensated) entry { return entry{at: e.At.At} })).
+		On("SagaAbandoned", note(func(e saga.SagaAbandoned) entry { return entry{at: e.At.At, message: e.Reason, actor: e.By} })).
 		On("SagaSuspended", note(func(e saga.SagaSuspended) entry { return entry{at: e.At.At} })).
 		On("SagaResumed", note(func(e saga.SagaResumed) entry { return entry{at: e.At.At} }))
 }

@@ -17,6 +17,7 @@ func Summary() *projection.Definition {
 		On("DecisionMade", move[saga.DecisionMade](saga.Compensating)).
 		On("SagaCompleted", end[saga.SagaCompleted](saga.Completed)).
 		On("SagaCompensated", end[saga.SagaCompensated](saga.Compensated)).
+		On("SagaAbandoned", end[saga.SagaAbandoned](saga.Abandoned)).
 		Ignore("AttemptStarted", "AttemptResent", "AttemptAccepted", "AttemptSucceeded", "AttemptFailed", "SagaSuspended", "SagaResumed")
 }
 
