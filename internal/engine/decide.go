@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -32,7 +31,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 		if r.state.Version == 0 {
 			return fmt.Errorf("deciding about saga %s: %w", key, ErrNotStarted)
 		}
-		event, recorded, err := saga.Decided(r.state, d, e.Clock().UTC().Truncate(time.Microsecond))
+		event, recorded, err := saga.Decided(r.state, d, e.now())
 		if recorded { // by a call whose result was lost, perhaps before anybody was told of it
 			return e.tellOfDecision(ctx, key, uid)
 		}
@@ -46,7 +45,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 		if err != nil {
 			return fmt.Errorf("deciding about saga %s: %w", key, err)
 		}
-		err = e.append(ctx, r, plan, []saga.Event{event}, saga.Evolve(r.state, event))
+		err = e.append(ctx, r, plan, []saga.Event{event}, saga.Evolve(r.state, event), true)
 		if err == nil {
 			return e.tellOfDecision(ctx, key, uid)
 		}

@@ -200,6 +200,10 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 			return false, err
 		}
 	}
+	if r.state.Phase == saga.Abandoned { // perhaps without a definition that could be read
+		r.endAbandoned()
+		return true, nil
+	}
 	start, plan, err := e.planFor(r)
 	if err != nil {
 		return false, err
@@ -212,7 +216,7 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 		return false, err
 	}
 	in := saga.Input{
-		Now: e.Clock().UTC().Truncate(time.Microsecond), Random: e.Random(), Start: start,
+		Now: e.now(), Random: e.Random(), Start: start,
 		Suspend: r.observed.Suspend, Generation: r.observed.Generation, Cancel: r.observed.Cancel, Delete: r.observed.Delete,
 		KeyRetention: e.KeyRetention, Draining: !e.accepting(),
 	}
@@ -223,7 +227,7 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 		}
 	}
 	if len(events) > 0 {
-		if err := e.append(ctx, r, plan, events, next); err != nil {
+		if err := e.append(ctx, r, plan, events, next, true); err != nil {
 			return false, err
 		}
 	}

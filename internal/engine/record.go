@@ -3,7 +3,10 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"runtime/debug"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -25,23 +28,18 @@ func (e *Engine) load(ctx context.Context, r *running) error {
 	case <-ctx.Done():
 		return fmt.Errorf("loading its stream: waiting for other loads: %w", ctx.Err())
 	}
-	const page = 500
-	var state saga.State
-	for {
-		recorded, err := e.Store.Load(ctx, StreamOf(r.key.UID), state.Version+1, page)
-		if err != nil {
-			return fmt.Errorf("loading its stream: %w", err)
+	state, err := e.fold(ctx, r.key)
+	if unreadable(err) {
+		abandoned, ok, rowErr := e.abandonedState(ctx, r.key)
+		if rowErr != nil {
+			return errors.Join(err, rowErr)
 		}
-		events := make([]saga.Event, len(recorded))
-		for i, rec := range recorded {
-			if events[i], err = saga.Unmarshal(rec.Type, rec.SchemaVersion, rec.Data); err != nil {
-				return &StreamError{Stream: rec.Stream, Version: rec.Version, Err: err}
-			}
+		if ok {
+			state, err = abandoned, nil
 		}
-		state = saga.Fold(state, events...)
-		if len(recorded) < page {
-			break
-		}
+	}
+	if err != nil {
+		return err
 	}
 	if state.Version == 0 {
 		return e.checkRemoved(ctx, r, state)
@@ -49,6 +47,34 @@ func (e *Engine) load(ctx context.Context, r *running) error {
 	r.setLoaded(state)
 	e.takeBack(r)
 	return nil
+}
+
+// fold reads a saga's stream. The error is a *StreamError or a *PanicError if what is recorded cannot be
+// understood.
+func (e *Engine) fold(ctx context.Context, key Key) (state saga.State, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.Logger.Error("panic while reading a saga's stream", "saga", key, "panic", p, "stack", string(debug.Stack()))
+			err = &PanicError{Value: p}
+		}
+	}()
+	const page = 500
+	for {
+		recorded, err := e.Store.Load(ctx, StreamOf(key.UID), state.Version+1, page)
+		if err != nil {
+			return state, fmt.Errorf("loading its stream: %w", err)
+		}
+		events := make([]saga.Event, len(recorded))
+		for i, rec := range recorded {
+			if events[i], err = saga.Unmarshal(rec.Type, rec.SchemaVersion, rec.Data); err != nil {
+				return state, &StreamError{Stream: rec.Stream, Version: rec.Version, Err: err}
+			}
+		}
+		state = saga.Fold(state, events...)
+		if len(recorded) < page {
+			return state, nil
+		}
+	}
 }
 
 // checkRemoved tells a saga that has not started from one whose history retention has removed: it must never start again.
@@ -69,8 +95,9 @@ func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State)
 	return nil
 }
 
-// append commits events together with the state row and the messages they bring, and makes next, which they lead to, the saga's state.
-func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event, next saga.State) error {
+// append commits events together with the state row and, if tell is true, the messages they bring, and makes next, which they lead to, the saga's state. An abandoned
+// saga needs no plan.
+func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event, next saga.State, tell bool) error {
 	a := eventstore.Append{Stream: StreamOf(r.key.UID), Encoded: true, Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
 	notices := r.state.Notices
 	for i, ev := range events {
@@ -87,7 +114,7 @@ func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events
 			meta.Actor, meta.TraceParent = started.CreatedBy, started.TraceParent
 		}
 		a.Events[i] = eventstore.Event{ID: id, Type: typ, SchemaVersion: schema, Data: data, Metadata: meta}
-		if n, told := saga.NoticeOf(ev); told {
+		if n, told := saga.NoticeOf(ev); told && tell {
 			notices++
 			m, err := message(next, n, notices, r.state.Version+int64(i)+1)
 			if err != nil {
@@ -121,9 +148,13 @@ func stateRow(s saga.State, plan *saga.Plan) (eventstore.SagaState, error) {
 	if err != nil {
 		return eventstore.SagaState{}, fmt.Errorf("encoding the saga's state: %w", err)
 	}
+	var wake time.Time
+	if plan != nil {
+		wake = plan.Wake(s)
+	}
 	return eventstore.SagaState{
 		UID: uid, Namespace: s.Namespace, Name: s.Name, Phase: string(s.Phase), Finished: s.Phase.Terminal(),
-		Version: s.Version, WakeAt: plan.Wake(s), State: data,
+		Version: s.Version, WakeAt: wake, State: data,
 	}, nil
 }
 

@@ -69,7 +69,7 @@ func (s *Store) Nudge(ctx context.Context, uid uuid.UUID) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if state, known := s.states[uid]; known && !state.Finished {
+	if _, known := s.states[uid]; known {
 		s.nudged[uid] = true
 	}
 	return nil

@@ -51,7 +51,7 @@ func (s *Store) Answers(ctx context.Context, uid uuid.UUID, maxResponse int, ste
 
 // Nudge implements eventstore.Store.
 func (s *Store) Nudge(ctx context.Context, uid uuid.UUID) error {
-	if _, err := s.pool.Exec(ctx, `INSERT INTO saga_nudges (uid) SELECT uid FROM saga_state WHERE uid = $1 AND NOT finished ON CONFLICT DO NOTHING`, uid); err != nil {
+	if _, err := s.pool.Exec(ctx, `INSERT INTO saga_nudges (uid) SELECT uid FROM saga_state WHERE uid = $1 ON CONFLICT DO NOTHING`, uid); err != nil {
 		return Classified(fmt.Errorf("nudging saga %s: %w", uid, err))
 	}
 	s.committed()

@@ -135,8 +135,11 @@ var answers = []behaviour{
 		}
 	}},
 	{"a saga that was nudged is told of once, with or without an answer", func(t *testing.T, f *fixture) {
-		one, two := f.running(), f.running()
-		for _, uid := range []uuid.UUID{one, one, two, uuid.New()} {
+		one, two, ended := f.running(), f.running(), uuid.New()
+		done := state(ended)
+		done.Finished = true
+		f.append(eventstore.Append{Stream: stream(ended), Events: events(1), State: done})
+		for _, uid := range []uuid.UUID{one, one, two, ended, uuid.New()} {
 			if err := f.Nudge(t.Context(), uid); err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +158,7 @@ var answers = []behaviour{
 				told[s.UID]++
 			}
 		}
-		if len(told) != 2 || told[one] != 1 || told[two] < 1 || told[two] > 2 {
+		if len(told) != 3 || told[one] != 1 || told[two] < 1 || told[two] > 2 || told[ended] != 1 {
 			t.Errorf("told of %v", told)
 		}
 	}},
