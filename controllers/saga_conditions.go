@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +17,7 @@ type verdict struct {
 	reason, message                            string
 	progressing, stalled                       bool
 	completed, compensated, compensationFailed bool
+	abandoned                                  bool
 	// since is when it became so; zero when only the present knows.
 	since time.Time
 }
@@ -27,7 +29,7 @@ type verdict struct {
 // everything was done asks for Completed; who wants to know whether everything was undone, for Compensated.
 //
 // Progressing and Stalled are never both True. Stalled means that the saga does not go on by itself: somebody has to do something, and the
-// message says what. The last three appear when they have become true and only then.
+// message says what. An abandoned saga is Stalled for good: to whoever waits for it, it has failed. The last four appear when they have become true and only then.
 func conditionsOf(v view) []metav1.Condition {
 	w := judge(v)
 	finished := w.completed || w.compensated
@@ -38,6 +40,7 @@ func conditionsOf(v view) []metav1.Condition {
 	list.setOnce(v1.ConditionCompleted, w.completed, w.reason, w.message)
 	list.setOnce(v1.ConditionCompensated, w.compensated, w.reason, w.message)
 	list.setOnce(v1.ConditionCompensationFailed, w.compensationFailed, w.reason, w.message)
+	list.setOnce(v1.ConditionAbandoned, w.abandoned, w.reason, w.message)
 	return list.conditions
 }
 
@@ -59,6 +62,8 @@ func judge(v view) verdict {
 			message: clip("Everything that may have been done has been undone. It was rolled back because "+because(state.Failure)+".", maxConditionMessage)}
 	case saga.CompensationFailed:
 		return verdict{reason: "CompensationFailed", stalled: true, compensationFailed: true, since: state.Parked.At, message: parkedMessage(v)}
+	case saga.Abandoned:
+		return verdict{reason: "Abandoned", stalled: true, abandoned: true, since: state.EndedAt, message: abandonedMessage(state)}
 	}
 	if state.Suspended {
 		return verdict{reason: "Suspended", message: "No attempt is started until spec.suspend is false again; those under way end."}
@@ -88,6 +93,23 @@ func because(f *saga.Failure) string {
 	default:
 		return text(f.Message, f.Reason)
 	}
+}
+
+// abandonedMessage says what nobody undoes any more.
+func abandonedMessage(state *saga.State) string {
+	a := state.Abandoned
+	if a == nil {
+		a = &saga.Abandonment{}
+	}
+	remain := "No effect of it remains that is known."
+	switch names := state.MayRemain(); {
+	case len(state.Steps) == 0:
+		remain = "Its events cannot be read: what the steps in this status did may remain."
+	case len(names) > 0:
+		remain = clip("What these steps did may remain, undo it by hand: "+strings.Join(names, ", "), maxConditionMessage/4) + "."
+	}
+	const end = " Nothing is done or undone for this saga any more; delete it when you like."
+	return clip(fmt.Sprintf("Abandoned by %s: %s", text(a.By, "somebody"), a.Reason), maxConditionMessage-len(remain)-len(end)-2) + ". " + remain + end
 }
 
 // parkedMessage tells a person what to do: nothing else will.
@@ -160,12 +182,12 @@ func advice(p *problem, unstarted bool) string {
 	return ""
 }
 
-// byHand says how to let an object go that the finalizer holds.
+// byHand says how to let a saga go whose object the finalizer holds.
 func byHand(v view) string {
 	if !v.deleting {
 		return ""
 	}
-	return fmt.Sprintf(` To let the object go without undoing, remove its finalizer: kubectl patch sagas.saga.vextrus.io %s -n %s --type=json -p '[{"op":"remove","path":"/metadata/finalizers"}]'`,
+	return fmt.Sprintf(` To let the saga go without undoing, abandon it: POST …/abandon of the operator's API, or manager abandon. Without either, remove the object's finalizer: kubectl patch sagas.saga.vextrus.io %s -n %s --type=json -p '[{"op":"remove","path":"/metadata/finalizers"}]'`,
 		v.name, v.namespace)
 }
 

@@ -40,9 +40,13 @@ type view struct {
 // read, everything but the conditions stays as it was.
 func statusOf(v view) v1.SagaStatus {
 	var s v1.SagaStatus
-	if v.state.Version > 0 {
+	switch {
+	case v.state.Phase == saga.Abandoned && len(v.state.Steps) == 0: // its events cannot be read
+		s = *v.previous.DeepCopy()
+		s.Phase, s.RecordedVersion, s.EndedAt, s.Reason = v1.PhaseAbandoned, v.state.Version, timeOf(v.state.EndedAt), clip(reasonOf(v.state), maxReasonColumn)
+	case v.state.Version > 0:
 		s = summaryOf(v.state)
-	} else {
+	default:
 		s = *v.previous.DeepCopy()
 		s.Phase = orPending(s.Phase)
 	}
@@ -120,6 +124,8 @@ func stepOf(state *saga.State) string {
 // reasonOf says in a few words why the saga is not simply going forward.
 func reasonOf(state *saga.State) string {
 	switch {
+	case state.Abandoned != nil:
+		return "abandoned: " + state.Abandoned.Reason
 	case state.Parked != nil:
 		return "compensation failed: " + text(state.Parked.Message, state.Parked.Reason)
 	case state.Suspended:

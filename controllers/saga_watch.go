@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/saga"
 )
 
 // sagas is the source of keys from the objects that users write.
@@ -61,7 +62,7 @@ func wantsMore(before, after *v1.Saga) bool {
 
 // finished reports whether the status says that the saga has ended for good.
 func finished(o *v1.Saga) bool {
-	return o.Status.Phase == v1.PhaseCompleted || o.Status.Phase == v1.PhaseCompensated
+	return saga.Phase(o.Status.Phase).Terminal()
 }
 
 // Transform is what the cache keeps of a Saga: managed fields never, and of a finished saga only what expiry and deletion need. Ten thousand

@@ -21,11 +21,13 @@ const (
 	ConditionCompleted = "Completed"
 	// ConditionCompensated is True when everything that may have been done has been undone.
 	ConditionCompensated = "Compensated"
+	// ConditionAbandoned is True when a person has let the saga go as it was.
+	ConditionAbandoned = "Abandoned"
 	// ConditionCompensationFailed is True while the saga is parked because a compensation failed for good.
 	ConditionCompensationFailed = "CompensationFailed"
 )
 
-// SagaPhase is where a saga stands as a whole. Completed and Compensated are terminal.
+// SagaPhase is where a saga stands as a whole. Completed, Compensated and Abandoned are terminal.
 type SagaPhase string
 
 // The phases of a saga.
@@ -42,6 +44,8 @@ const (
 	PhaseCompensated SagaPhase = "Compensated"
 	// PhaseCompensationFailed: parked, because a compensation failed for good.
 	PhaseCompensationFailed SagaPhase = "CompensationFailed"
+	// PhaseAbandoned: a person has let the saga go as it was.
+	PhaseAbandoned SagaPhase = "Abandoned"
 )
 
 // StepPhase is where one step stands.

@@ -8,8 +8,8 @@ type SagaStatus struct {
 	// conditions follow the conventions of kstatus. Ready is True when the saga
 	// has ended well, Completed or Compensated; Progressing is True while it
 	// moves by itself; Stalled is True when it does not, with a message that
-	// says what to do. Completed, Compensated and CompensationFailed appear when
-	// they become true, for kubectl wait --for=condition=Completed.
+	// says what to do. Completed, Compensated, CompensationFailed and Abandoned
+	// appear when they become true, for kubectl wait --for=condition=Completed.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -25,10 +25,11 @@ type SagaStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// phase is where the saga stands as a whole: Pending, Running, Compensating,
-	// Completed, Compensated, or CompensationFailed, which is parked until a
-	// person decides. Completed and Compensated never change again.
+	// Completed, Compensated, Abandoned, or CompensationFailed, which is parked
+	// until a person decides. Completed, Compensated and Abandoned never change
+	// again.
 	// +optional
-	// +kubebuilder:validation:Enum=Pending;Running;Compensating;Completed;Compensated;CompensationFailed
+	// +kubebuilder:validation:Enum=Pending;Running;Compensating;Completed;Compensated;CompensationFailed;Abandoned
 	Phase SagaPhase `json:"phase,omitempty"`
 
 	// progress says how many actions are done and not undone, of how many, for

@@ -86,11 +86,13 @@ func (c *checker) consistent() {
 	if c.is(v1.ConditionReady) != (c.is(v1.ConditionCompleted) || c.is(v1.ConditionCompensated)) {
 		c.failf("Ready does not agree with Completed and Compensated")
 	}
-	if c.is(v1.ConditionCompensationFailed) && !c.is(v1.ConditionStalled) {
-		c.failf("CompensationFailed is True and Stalled is not")
+	for _, typ := range []string{v1.ConditionCompensationFailed, v1.ConditionAbandoned} {
+		if c.is(typ) && !c.is(v1.ConditionStalled) {
+			c.failf("%s is True and Stalled is not", typ)
+		}
 	}
 	ends := 0
-	for _, typ := range []string{v1.ConditionCompleted, v1.ConditionCompensated, v1.ConditionCompensationFailed} {
+	for _, typ := range []string{v1.ConditionCompleted, v1.ConditionCompensated, v1.ConditionCompensationFailed, v1.ConditionAbandoned} {
 		if c.is(typ) {
 			ends++
 		}
@@ -105,23 +107,25 @@ func (c *checker) agreesWithPhase() {
 	s := c.status
 	for phase, typ := range map[v1.SagaPhase]string{
 		v1.PhaseCompleted: v1.ConditionCompleted, v1.PhaseCompensated: v1.ConditionCompensated, v1.PhaseCompensationFailed: v1.ConditionCompensationFailed,
+		v1.PhaseAbandoned: v1.ConditionAbandoned,
 	} {
 		// A saga that cannot be read any more shows what was known before.
 		if (s.Phase == phase) != c.is(typ) && !c.is(v1.ConditionStalled) {
 			c.failf("phase %s does not agree with condition %s", s.Phase, typ)
 		}
 	}
-	terminal := s.Phase == v1.PhaseCompleted || s.Phase == v1.PhaseCompensated
+	well := s.Phase == v1.PhaseCompleted || s.Phase == v1.PhaseCompensated
+	terminal := well || s.Phase == v1.PhaseAbandoned
 	switch {
-	case terminal && (c.is(v1.ConditionProgressing) || c.is(v1.ConditionStalled)):
+	case well && (c.is(v1.ConditionProgressing) || c.is(v1.ConditionStalled)):
 		c.failf("phase %s is terminal, but Progressing or Stalled is True", s.Phase)
 	case terminal == (s.EndedAt == nil):
 		c.failf("phase %s does not agree with endedAt %v", s.Phase, s.EndedAt)
-	case s.Phase != v1.PhasePending && (s.StartedAt == nil || s.RecordedVersion == 0):
+	case s.Phase != v1.PhasePending && s.RecordedVersion == 0, s.Phase != v1.PhasePending && s.Phase != v1.PhaseAbandoned && s.StartedAt == nil:
 		c.failf("phase %s, but startedAt is %v and recordedVersion %d", s.Phase, s.StartedAt, s.RecordedVersion)
 	}
 	rolledBack := slices.Contains([]v1.SagaPhase{v1.PhaseCompensating, v1.PhaseCompensated, v1.PhaseCompensationFailed}, s.Phase)
-	if rolledBack != (s.Failure != nil) {
+	if s.Phase != v1.PhaseAbandoned && rolledBack != (s.Failure != nil) {
 		c.failf("phase %s does not agree with failure %v", s.Phase, s.Failure)
 	}
 	if s.Phase == v1.PhaseCompensationFailed && s.Step == "" {

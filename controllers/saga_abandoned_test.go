@@ -1,0 +1,130 @@
+package controllers
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/eventstore/memory"
+	"github.com/vextrus/saga-operator/internal/saga"
+)
+
+// abandoningRig is a rig and how to abandon one of its sagas.
+func abandoningRig(t *testing.T) (*rig, func(*v1.Saga)) {
+	t.Helper()
+	r := newRigWithoutOperator(t, memory.New())
+	var s *SagaReconciler
+	r.onStart = func(o *SagaReconciler) { s = o }
+	r.startOperator()
+	return r, func(o *v1.Saga) {
+		t.Helper()
+		key := engine.Key{Namespace: o.Namespace, Name: o.Name, UID: string(o.UID)}
+		if _, err := s.Engine.Abandon(t.Context(), key, engine.Abandonment{By: "ann", Reason: "payments is gone", Recorded: o.Status.RecordedVersion > 0}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Engine.Answered(t.Context(), s.Enqueue); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// checkAbandoned checks what the status of an abandoned saga says.
+func checkAbandoned(t *testing.T, o *v1.Saga, want ...string) {
+	t.Helper()
+	c := condition(o.Status.Conditions, v1.ConditionAbandoned)
+	if c == nil || c.Status != metav1.ConditionTrue || c.Reason != "Abandoned" {
+		t.Fatalf("the condition is %+v", c)
+	}
+	for _, part := range append(want, "Abandoned by ann: payments is gone", "delete it when you like") {
+		if !strings.Contains(c.Message, part) {
+			t.Errorf("the message lacks %q: %s", part, c.Message)
+		}
+	}
+	if o.Status.Reason != "abandoned: payments is gone" || o.Status.EndedAt == nil {
+		t.Errorf("the status is %+v", o.Status)
+	}
+}
+
+func TestAbandonedSagaIsLetGoWithoutBeingUndone(t *testing.T) {
+	t.Parallel()
+	r, abandon := abandoningRig(t)
+	r.svc.on("POST /charge", newGate(t).then(answer(200, "{}")))
+	r.create("order", order)
+	o := r.wait("order", "charges", func(o *v1.Saga) bool {
+		return slices.ContainsFunc(o.Status.Steps, func(s v1.StepStatus) bool { return s.Name == "charge" && s.Phase == v1.StepRunning })
+	})
+	abandon(o)
+	o = r.waitPhase("order", v1.PhaseAbandoned)
+	checkAbandoned(t, o, "may remain, undo it by hand: reserve, charge.")
+	r.delete("order")
+	r.waitGone("order")
+	if got := r.history(o); got[len(got)-1] != "SagaAbandoned" {
+		t.Errorf("the history is %v", got)
+	}
+	for _, call := range r.svc.called() {
+		if strings.HasPrefix(call, "DELETE") {
+			t.Errorf("the participant was called: %s", call)
+		}
+	}
+}
+
+// TestUnreadableSagaIsLetGoOnceItIsAbandoned has sagas that are held because nobody knows what they did.
+func TestUnreadableSagaIsLetGoOnceItIsAbandoned(t *testing.T) {
+	t.Parallel()
+	r, abandon := abandoningRig(t)
+	for name, status := range map[string]string{
+		"shown": `{"status":{"phase":"Running","recordedVersion":3,"startedAt":"2030-01-02T03:04:05Z","steps":[{"name":"reserve","phase":"Succeeded"}]}}`,
+		"lost":  "",
+	} {
+		o := r.createHeld(name, strings.Replace(order, "orderId", "orderId2", 1))
+		r.recordByNewer(o)
+		if status != "" {
+			r.mustPatchStatus(name, status)
+		}
+		o = r.waitStalled(name, engine.ReasonDefinitionUnreadable)
+		r.delete(name)
+		abandon(o)
+		r.waitGone(name)
+		if got := r.history(o); got[len(got)-1] != "SagaAbandoned" {
+			t.Errorf("%s: the history is %v", name, got)
+		}
+	}
+	// One that is not being deleted says that it is abandoned, and still shows what was known of it.
+	o := r.createHeld("kept", order)
+	r.recordByNewer(o)
+	uid := uuid.MustParse(string(o.UID))
+	if _, err := r.store.Append(t.Context(), eventstore.Append{
+		Stream: engine.StreamOf(uid.String()), Expected: 3, Events: []eventstore.Event{{ID: uuid.Must(uuid.NewV7()), Type: "FromTheFuture", SchemaVersion: 1, Data: []byte(`{}`)}},
+		State: &eventstore.SagaState{UID: uid, Namespace: o.Namespace, Name: o.Name, Phase: "Running", Version: 4, State: []byte(`{}`)},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.mustPatchStatus("kept", `{"status":{"phase":"Running","recordedVersion":3,"startedAt":"2030-01-02T03:04:05Z","steps":[{"name":"reserve","phase":"Succeeded"}]}}`)
+	abandon(r.waitStalled("kept", engine.ReasonDefinitionUnreadable))
+	o = r.waitPhase("kept", v1.PhaseAbandoned)
+	checkAbandoned(t, o, "Its events cannot be read", "what the steps in this status did may remain")
+	if len(o.Status.Steps) != 1 || o.Status.RecordedVersion != 5 {
+		t.Errorf("the status is %+v", o.Status)
+	}
+}
+
+func TestAbandonedMessageFitsItsCondition(t *testing.T) {
+	t.Parallel()
+	state := saga.State{Version: 9, Phase: saga.Abandoned, Abandoned: &saga.Abandonment{By: "ann", Reason: strings.Repeat("x", 1024)}}
+	for range saga.MaxSteps {
+		state.Steps = append(state.Steps, saga.StepState{Name: strings.Repeat("s", saga.MaxNameLength), Do: saga.EffectState{Status: saga.Done}})
+	}
+	got := abandonedMessage(&state)
+	if len(got) > maxConditionMessage || !strings.HasSuffix(got, "delete it when you like.") || !strings.Contains(got, "undo it by hand: sss") {
+		t.Errorf("%d bytes: %s", len(got), got)
+	}
+	if got := abandonedMessage(&saga.State{Abandoned: nil, Steps: []saga.StepState{{}}}); !strings.Contains(got, "somebody") || !strings.Contains(got, "No effect of it remains") {
+		t.Errorf("%s", got)
+	}
+}
