@@ -56,7 +56,10 @@ func (e *Engine) planOf(r *running, def saga.Definition, recorded bool) (*saga.P
 	r.preparation = p
 	e.compiling.submit(r.key.Namespace, func() {
 		defer e.Notify(r.key)
-		plan, err := e.Plans.compile(def, e.Participants, recorded)
+		plan, err := (*saga.Plan)(nil), errClosed
+		if e.closing.Err() == nil { // a shutdown does not wait for those that have not begun
+			plan, err = e.Plans.compile(def, e.Participants, recorded)
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		p.plan, p.err = plan, err

@@ -163,3 +163,23 @@ func TestRecordedDefinitionHasNoLimitOfEffort(t *testing.T) {
 		t.Errorf("started: %v", err)
 	}
 }
+
+// TestShutdownDoesNotWaitForCompilationsThatHaveNotBegun has one under way and others behind it.
+func TestShutdownDoesNotWaitForCompilationsThatHaveNotBegun(t *testing.T) {
+	t.Parallel()
+	r := newPreparationRig(t)
+	for i := range 5 {
+		if _, err := r.Check(newKey(t), *laborious(fmt.Sprint("input.order", i))); !errors.Is(err, ErrPreparing) {
+			t.Fatal(err)
+		}
+	}
+	ended := make(chan error)
+	go func() { ended <- r.Shutdown(t.Context()) }()
+	<-r.closing.Done()
+	for range r.compiling.limit { // the others would never end
+		r.compile <- struct{}{}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

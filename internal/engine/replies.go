@@ -70,7 +70,9 @@ func (e *Engine) startReply(r *running, plan *saga.Plan, p reply) {
 		o, err := saga.Outcome{}, errReplyPanicked
 		func() {
 			defer e.survive(r.key, "evaluating the reply to", p.attempt)
-			o, err = e.evaluateReply(context.Background(), r.key, in, &p)
+			if err = e.closing.Err(); err == nil { // a shutdown does not wait for those that have not begun
+				o, err = e.evaluateReply(context.Background(), r.key, in, &p)
+			}
 		}()
 		r.endReply(p.attempt, o, err)
 		e.Notify(r.key)
