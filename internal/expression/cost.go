@@ -14,7 +14,7 @@ import (
 // size. The tariff charges that work: one unit, the cost of a simple operation, for each of these.
 const (
 	stepsPerCost        = 16 // steps: comparisons of elements, or bytes of text
-	regexStepsPerCost   = 64 // bytes of text times instructions of the regular expression
+	regexStepsPerCost   = 32 // bytes of text times instructions of the regular expression
 	instructionsPerCost = 8  // instructions of a regular expression that is compiled
 )
 

@@ -415,3 +415,43 @@ func TestOperatorSurvivesLargeOutputs(t *testing.T) {
 	}
 	a.checkMemory("a restart with 10 sagas of 15 large outputs")
 }
+
+// TestOperatorSurvivesCostlyExpressions has sagas whose definitions take about a second to check, and
+// others whose settings take about as long as is allowed to render, beside those of another namespace.
+func TestOperatorSurvivesCostlyExpressions(t *testing.T) {
+	a := newTarget(t, "shop", "hostile")
+	url := a.startParticipant(`{"x":1}`)
+	const sagas = 12
+	for i := range sagas {
+		a.createSaga("hostile", fmt.Sprintf("laborious-%d", i), costlySteps(url, 3, fmt.Sprintf("[%d, %%d%s]", i, strings.Repeat(",{1:{1:{1:1}}}", 170)))...)
+		match := fmt.Sprintf("'%s'.matches('(.?){%d}b') ? %%d : 0", strings.Repeat("a", 3500), 220+i)
+		a.createSaga("hostile", fmt.Sprintf("matching-%d", i), costlySteps(url, 1, match)...)
+	}
+	step := func(name string) v1.Step { return stepAt(url, name, "${response.body.x}") }
+	a.createSaga("shop", "honest", step("a"), step("b"), step("c"))
+	if phases := a.awaitEnd("shop"); phases[v1.PhaseCompleted] != 1 {
+		t.Errorf("sagas of the other namespace by phase: %v, want 1 Completed", phases)
+	}
+	phases := a.awaitEnd("hostile") // some may take too long
+	t.Logf("hostile sagas by phase: %v", phases)
+	if phases[v1.PhaseCompleted] < sagas {
+		t.Errorf("hostile sagas by phase: %v, want at least the %d Completed that only take long to check", phases, sagas)
+	}
+	a.checkServed("shop", "after")
+	a.checkMemory(fmt.Sprintf("%d sagas with costly expressions", 2*sagas))
+}
+
+// costlySteps returns steps with 20 expressions each. They differ in the number that takes the place of
+// %d, because an expression is compiled once.
+func costlySteps(url string, steps int, expression string) []v1.Step {
+	all := make([]v1.Step, steps)
+	for i := range all {
+		var list []string
+		for j := range 20 {
+			list = append(list, fmt.Sprintf(`"${`+expression+`}"`, 20*i+j))
+		}
+		all[i] = stepAt(url, fmt.Sprintf("s%d", i), "${response.body.x}")
+		all[i].HTTP.Body = &v1.JSON{Raw: []byte("[" + strings.Join(list, ",") + "]")}
+	}
+	return all
+}
