@@ -22,6 +22,9 @@ func StreamOf(uid string) string { return "saga-" + uid }
 
 // load folds a saga's stream.
 func (e *Engine) load(ctx context.Context, r *running) error {
+	if err := ctx.Err(); err != nil { // select would choose between it and a free slot by chance
+		return fmt.Errorf("loading its stream: %w", err)
+	}
 	select {
 	case e.loadSlots <- struct{}{}:
 		defer func() { <-e.loadSlots }()
