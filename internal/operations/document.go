@@ -63,17 +63,34 @@ func (d *document) specFlags() (f specFlags, err error) {
 	return f, nil
 }
 
-// phase returns the phase in the saga's status. It is empty if the operator has not seen the saga
-// yet.
-func (d *document) phase() (v1.SagaPhase, error) {
+// statusFields are the fields of a status that the operations read.
+type statusFields struct {
+	Phase           v1.SagaPhase
+	RecordedVersion int64
+}
+
+// statusFields returns fields of the saga's status. They are zero if the operator has not seen the
+// saga yet.
+func (d *document) statusFields() (f statusFields, err error) {
 	if len(d.Status) == 0 {
-		return "", nil
+		return f, nil
 	}
-	var status struct{ Phase v1.SagaPhase }
-	if err := json.Unmarshal(d.Status, &status); err != nil {
-		return "", fmt.Errorf("decoding the status of saga %s/%s: %w", d.Namespace, d.Name, err)
+	if err := json.Unmarshal(d.Status, &f); err != nil {
+		return f, fmt.Errorf("decoding the status of saga %s/%s: %w", d.Namespace, d.Name, err)
 	}
-	return status.Phase, nil
+	return f, nil
+}
+
+// phase returns the phase in the saga's status.
+func (d *document) phase() (v1.SagaPhase, error) {
+	f, err := d.statusFields()
+	return f.Phase, err
+}
+
+// recordedVersion returns the version of the last recorded event, according to the saga's status.
+func (d *document) recordedVersion() (int64, error) {
+	f, err := d.statusFields()
+	return f.RecordedVersion, err
 }
 
 // encode returns a saga as a response contains it: without managed fields.

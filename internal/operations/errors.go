@@ -35,9 +35,19 @@ func (e *ForbiddenError) Error() string {
 }
 
 // NotFoundError says that something does not exist.
-type NotFoundError struct{ What string }
+type NotFoundError struct {
+	What string
+	// Hint says what to do about it, if there is anything.
+	Hint string
+}
 
-func (e *NotFoundError) Error() string { return e.What + " does not exist" }
+func (e *NotFoundError) Error() string {
+	s := e.What + " does not exist"
+	if e.Hint != "" {
+		s += "; " + e.Hint
+	}
+	return s
+}
 
 // ExpiredError says that a place in a list is no longer known.
 type ExpiredError struct{}

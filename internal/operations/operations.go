@@ -38,6 +38,7 @@ type Options struct {
 	// Keys keeps what was answered to which idempotency key.
 	Keys      cqrs.IdempotencyStore
 	Decider   Decider
+	Abandoner Abandoner
 	Callbacks Callbacks
 	// Watches reports whether this operator carries out the sagas of a namespace; nil is all.
 	Watches func(namespace string) bool
@@ -64,8 +65,8 @@ type handlers struct {
 
 // New returns the buses with everything on them.
 func New(o Options) (*Operations, error) {
-	if o.Client == nil || o.Access == nil || o.Database == nil || o.Keys == nil || o.Decider == nil || o.Callbacks == nil || o.Logger == nil {
-		return nil, errors.New("making the operations: client, access, database, keys, decider, callbacks and logger are needed")
+	if o.Client == nil || o.Access == nil || o.Database == nil || o.Keys == nil || o.Decider == nil || o.Abandoner == nil || o.Callbacks == nil || o.Logger == nil {
+		return nil, errors.New("making the operations: client, access, database, keys, decider, abandoner, callbacks and logger are needed")
 	}
 	if o.Watches == nil {
 		o.Watches = func(string) bool { return true }
@@ -92,6 +93,7 @@ func New(o Options) (*Operations, error) {
 		cqrs.HandleCommand(ops.Commands, h.resume),
 		cqrs.HandleCommand(ops.Commands, h.cancel),
 		cqrs.HandleCommand(ops.Commands, h.decide),
+		cqrs.HandleCommand(ops.Commands, h.abandon),
 		cqrs.HandleCommand(ops.Commands, h.answer),
 		cqrs.HandleQuery(ops.Queries, h.get, cqrs.AlwaysCurrent()),
 		cqrs.HandleQuery(ops.Queries, h.list, cqrs.AlwaysCurrent()),

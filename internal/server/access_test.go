@@ -9,8 +9,10 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,10 +24,11 @@ import (
 	"github.com/vextrus/saga-operator/internal/operations"
 )
 
-// reads are the operations that only look; decides needs a right of its own. All others change something.
+// reads are the operations that only look; decides and abandons each need a right of their own. All others change something.
 var (
-	reads   = map[string]bool{"listSagas": true, "getSaga": true, "getSagaHistory": true}
-	decides = "decideSaga"
+	reads    = map[string]bool{"listSagas": true, "getSaga": true, "getSagaHistory": true}
+	decides  = "decideSaga"
+	abandons = "abandonSaga"
 )
 
 // requests has one for each operation that needs a token. Each is complete and would succeed, about the saga of that name.
@@ -44,6 +47,8 @@ func requests(t *testing.T, id, name string) call {
 		return call{method: "POST", path: saga + "/" + strings.TrimSuffix(id, "Saga")}
 	case "decideSaga":
 		return call{method: "POST", path: saga + "/decide", body: `{"step":"reserve","verdict":"Retry","reason":"the warehouse is back"}`}
+	case "abandonSaga":
+		return call{method: "POST", path: saga + "/abandon", body: `{"reason":"the warehouse is gone"}`}
 	}
 	t.Fatalf("there is a new operation %s: add it here, and say who may", id)
 	return call{}
@@ -58,7 +63,7 @@ func guardedOperations(t *testing.T, r *rig) (ids []string) {
 			}
 		}
 	}
-	if len(ids) < 8 {
+	if len(ids) < 9 {
 		t.Fatalf("the document has only the operations %v", ids)
 	}
 	return ids
@@ -107,51 +112,59 @@ func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	other := r.namespace()
-	outsider := r.account("outsider", other, "saga-viewer", "saga-editor", "saga-decider")
+	all := []string{"saga-viewer", "saga-editor", "saga-decider", "saga-abandoner"}
+	outsider := r.account("outsider", other, all...)
 	viewer := r.account("viewer", r.ns, "saga-viewer")
 	editor := r.account("editor", r.ns, "saga-viewer", "saga-editor")
-	chief := r.account("chief", r.ns, "saga-viewer", "saga-editor", "saga-decider")
+	decider := r.account("decider", r.ns, "saga-viewer", "saga-editor", "saga-decider")
+	abandoner := r.account("abandoner", r.ns, "saga-abandoner")
+	chief := r.account("chief", r.ns, all...)
 	creator := r.account("creator", r.ns, "saga-editor")
-	gone := r.account("gone", r.ns, "saga-viewer", "saga-editor", "saga-decider")
+	gone := r.account("gone", r.ns, all...)
 	revoked := r.token(gone, audience)
 	r.ok(r.admin.Delete(t.Context(), gone))
 	r.until("the API server itself knows that the account is gone", func() bool { return !r.good(revoked) })
 	good := r.token(chief, audience)
 
-	all := func(status int) func(string) int { return func(string) int { return status } }
+	always := func(status int) func(string) int { return func(string) int { return status } }
+	except := func(forbidden ...string) func(string) int { // 0 is success
+		return func(id string) int {
+			if slices.Contains(forbidden, id) {
+				return http.StatusForbidden
+			}
+			return 0
+		}
+	}
 	users := map[string]struct {
 		token string
 		want  func(operation string) int // 0 is success
 	}{
-		"nobody":                      {"", all(http.StatusUnauthorized)},
-		"junk":                        {"junk", all(http.StatusUnauthorized)},
-		"a forged signature":          {forged(good), all(http.StatusUnauthorized)},
-		"an expired token":            {r.signed(good, time.Now().Add(-10*time.Minute)), all(http.StatusUnauthorized)},
-		"the same, not yet expired":   {r.signed(good, time.Now().Add(time.Hour)), all(0)}, // it is the time that makes the difference, and not who has signed
-		"an account that is gone":     {revoked, all(http.StatusUnauthorized)},
-		"a token for the API server":  {r.token(chief), all(http.StatusUnauthorized)},
-		"a token for somebody else":   {r.token(chief, "vault"), all(http.StatusUnauthorized)},
-		"an editor of another":        {r.token(outsider, audience), all(http.StatusForbidden)},
-		"somebody without any rights": {r.token(r.account("guest", r.ns), audience), all(http.StatusForbidden)},
+		"nobody":                      {"", always(http.StatusUnauthorized)},
+		"junk":                        {"junk", always(http.StatusUnauthorized)},
+		"a forged signature":          {forged(good), always(http.StatusUnauthorized)},
+		"an expired token":            {r.signed(good, time.Now().Add(-10*time.Minute)), always(http.StatusUnauthorized)},
+		"the same, not yet expired":   {r.signed(good, time.Now().Add(time.Hour)), always(0)}, // it is the time that makes the difference, and not who has signed
+		"an account that is gone":     {revoked, always(http.StatusUnauthorized)},
+		"a token for the API server":  {r.token(chief), always(http.StatusUnauthorized)},
+		"a token for somebody else":   {r.token(chief, "vault"), always(http.StatusUnauthorized)},
+		"an editor of another":        {r.token(outsider, audience), always(http.StatusForbidden)},
+		"somebody without any rights": {r.token(r.account("guest", r.ns), audience), always(http.StatusForbidden)},
 		"a viewer": {r.token(viewer, audience), func(id string) int {
 			if reads[id] {
 				return 0
 			}
 			return http.StatusForbidden
 		}},
-		"an editor": {r.token(editor, audience), func(id string) int {
-			if id == decides {
-				return http.StatusForbidden
+		"an editor":                 {r.token(editor, audience), except(decides, abandons)},
+		"a writer who may not read": {r.token(creator, audience), except(append(slices.Collect(maps.Keys(reads)), decides, abandons)...)},
+		"who may decide":            {r.token(decider, audience), except(abandons)},
+		"who may only abandon": {r.token(abandoner, audience), func(id string) int {
+			if id == abandons {
+				return 0
 			}
-			return 0
+			return http.StatusForbidden
 		}},
-		"a writer who may not read": {r.token(creator, audience), func(id string) int {
-			if reads[id] || id == decides {
-				return http.StatusForbidden
-			}
-			return 0
-		}},
-		"who may decide": {good, all(0)},
+		"who may do everything": {good, always(0)},
 	}
 	for _, id := range guardedOperations(t, r) {
 		for who, user := range users {

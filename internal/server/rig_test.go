@@ -49,16 +49,17 @@ const audience = "saga-operator"
 // rig is the API over a namespace of the shared API server and a database of its own.
 type rig struct {
 	testing.TB
-	ns      string
-	admin   client.Client
-	pool    *pgxpool.Pool
-	store   *storepg.Store
-	server  *Server
-	base    string // its URL
-	http    *http.Client
-	decider *fakeDecider
-	answers *fakeCallbacks
-	log     *lockedBuffer
+	ns        string
+	admin     client.Client
+	pool      *pgxpool.Pool
+	store     *storepg.Store
+	server    *Server
+	base      string // its URL
+	http      *http.Client
+	decider   *fakeDecider
+	abandoner *fakeAbandoner
+	answers   *fakeCallbacks
+	log       *lockedBuffer
 }
 
 // setup changes the options before the API starts.
@@ -66,7 +67,7 @@ type setup func(*operations.Options, *Options)
 
 func newRig(t testing.TB, how ...setup) *rig {
 	t.Helper()
-	r := &rig{TB: t, decider: &fakeDecider{}, answers: &fakeCallbacks{}, log: &lockedBuffer{}}
+	r := &rig{TB: t, decider: &fakeDecider{}, abandoner: &fakeAbandoner{}, answers: &fakeCallbacks{}, log: &lockedBuffer{}}
 	var err error
 	r.admin, err = typedClient(kubernetes(t).Config)
 	r.ok(err)
@@ -113,7 +114,7 @@ func (r *rig) start(how ...setup) {
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(r.log, r.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	oo := operations.Options{
 		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: r.pool, Keys: unhurriedKeys{idempotency.NewPostgres(r.pool, idempotency.Options{Lease: patience})},
-		Decider: r.decider, Callbacks: r.answers, Logger: log, Poll: 5 * time.Millisecond,
+		Decider: r.decider, Abandoner: r.abandoner, Callbacks: r.answers, Logger: log, Poll: 5 * time.Millisecond,
 	}
 	so := Options{Authenticator: NewAuthenticator(unhurried{kube}, []string{audience}, nil), Logger: log, Version: "test", Limits: generous()}
 	for _, h := range how {
@@ -181,7 +182,7 @@ func (r *rig) namespace() string {
 
 // granted is one right that each of the operator's ClusterRoles has, and no other of them.
 var granted = map[string]operations.Permission{
-	"saga-viewer": {Verb: "get"}, "saga-editor": {Verb: "create"}, "saga-decider": {Verb: "update", Subresource: "decide"},
+	"saga-viewer": {Verb: "get"}, "saga-editor": {Verb: "create"}, "saga-decider": {Verb: "update", Subresource: "decide"}, "saga-abandoner": {Verb: "update", Subresource: "abandon"},
 }
 
 // account makes a ServiceAccount that has some of the operator's ClusterRoles in namespaces, and returns its name for RBAC.

@@ -62,6 +62,11 @@ func (s *Server) routes(api huma.API) {
 		Description: "Needs the verb update on sagas/decide. Who decided, and why, is part of the saga's history. The same decision again, by its Idempotency-Key, changes nothing, whatever the saga has done since.",
 	}, operation{body: maxSmallBody}, s.decideSaga)
 	register(s, api, huma.Operation{
+		OperationID: "abandonSaga", Method: http.MethodPost, Path: sagaPath + "/abandon", Errors: append(conflict, body...),
+		Summary:     "Abandon a saga",
+		Description: "Needs the verb update on sagas/abandon. The saga ends as it is, and nothing is done or undone for it any more. It cannot be taken back. Who abandoned it, and why, is part of its history. Doing it again changes nothing.",
+	}, operation{body: maxSmallBody}, s.abandonSaga)
+	register(s, api, huma.Operation{
 		OperationID: "answerCallback", Method: http.MethodPost, Path: "/v1/callbacks/{token}", DefaultStatus: http.StatusNoContent, Errors: append([]int{http.StatusGone}, append(conflict, body...)...),
 		Summary:     "Answer an attempt later",
 		Description: "For participants: the URL came in the header Saga-Callback, and its token is the credential. The same answer again is taken again; another one is a conflict.",

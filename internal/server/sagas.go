@@ -102,7 +102,7 @@ func (s *Server) getSaga(ctx context.Context, in *SagaPath) (*sagaOutput, error)
 
 type listInput struct {
 	NamespacePath
-	Phase         string `query:"phase" enum:"Pending,Running,Compensating,Completed,Compensated,CompensationFailed" doc:"Only sagas of this phase. One that the operator has not seen yet has none."`
+	Phase         string `query:"phase" enum:"Pending,Running,Compensating,Completed,Compensated,CompensationFailed,Abandoned" doc:"Only sagas of this phase. One that the operator has not seen yet has none."`
 	LabelSelector string `query:"labelSelector" maxLength:"4096" doc:"Only sagas with these labels, in the syntax of kubectl." example:"app=shop"`
 	Limit         int    `query:"limit" minimum:"1" maximum:"500" default:"100" doc:"How many sagas the answer has at most."`
 	Continue      string `query:"continue" maxLength:"8192" doc:"The value of continue in the answer before."`
@@ -175,6 +175,32 @@ func (s *Server) decideSaga(ctx context.Context, in *decideInput) (*decideOutput
 		return nil, err
 	}
 	return &decideOutput{DecisionID: id, Body: sagaObject(o.JSON)}, nil
+}
+
+type abandonment struct {
+	Reason string `json:"reason" minLength:"1" maxLength:"1024" doc:"Why, for those who find what the saga has left behind. It has at most 1,024 bytes."`
+	UID    string `json:"uid,omitempty" format:"uuid" doc:"The uid of the saga. It is required if the object of the saga is gone, or another saga has its name; the history and the log of the operator have it."`
+}
+
+type abandonInput struct {
+	SagaPath
+	Body abandonment
+}
+
+type abandonedSaga struct {
+	UID       string   `json:"uid" format:"uuid" doc:"The uid of the saga."`
+	Phase     string   `json:"phase" enum:"Abandoned"`
+	MayRemain []string `json:"mayRemain" nullable:"true" doc:"The steps whose effects may remain, in the order of the definition. It is null if that is not known, because the operator cannot read what is recorded of the saga."`
+}
+
+type abandonOutput struct{ Body abandonedSaga }
+
+func (s *Server) abandonSaga(ctx context.Context, in *abandonInput) (*abandonOutput, error) {
+	a, err := cqrs.Send(ctx, s.commands.Commands, operations.AbandonSaga{Ref: in.ref(), Reason: in.Body.Reason, UID: in.Body.UID})
+	if err != nil {
+		return nil, err
+	}
+	return &abandonOutput{Body: abandonedSaga{UID: a.UID, Phase: string(a.Phase), MayRemain: a.MayRemain}}, nil
 }
 
 type callbackAnswer struct {

@@ -100,13 +100,13 @@ func apiOver(config *rest.Config, pool *pgxpool.Pool) (http.Handler, error) {
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	store := storepg.New(pool)
-	decider, err := engine.New(engine.Options{Store: store, Notify: func(engine.Key) {}, Workers: 1, Logger: quiet})
+	machine, err := engine.New(engine.Options{Store: store, Notify: func(engine.Key) {}, Workers: 1, Logger: quiet})
 	if err != nil {
 		return nil, err
 	}
 	ops, err := operations.New(operations.Options{
 		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: idempotency.NewPostgres(pool, idempotency.Options{}),
-		Decider: decider, Callbacks: &engine.Callbacks{Store: store}, Logger: quiet,
+		Decider: machine, Abandoner: machine, Callbacks: &engine.Callbacks{Store: store}, Logger: quiet,
 	})
 	if err != nil {
 		return nil, err

@@ -58,7 +58,7 @@ func (c *apiConfig) check() error {
 }
 
 // wireAPI adds the HTTP API, on every replica: what it changes goes through the API server and the event store, and the leader sees it there.
-func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store, decider *engine.Engine) error {
+func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store, machine *engine.Engine) error {
 	if c.API.off() {
 		return nil
 	}
@@ -68,7 +68,7 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	}
 	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease, RealmBytes: c.API.KeptBytes})
 	ops, err := operations.New(operations.Options{
-		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: decider, Callbacks: &engine.Callbacks{Store: store},
+		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: machine, Abandoner: machine, Callbacks: &engine.Callbacks{Store: store},
 		Watches: c.watches, Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {

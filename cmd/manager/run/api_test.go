@@ -82,7 +82,7 @@ func (c *apiClient) ask(method, path, body string, header ...string) (status int
 	return status, answer
 }
 
-// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, and to a decision.
+// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, to a decision, and to being abandoned.
 func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	address := freeAddress(t)
@@ -112,6 +112,7 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 	}
 	c.answersLater(participants.URL)
 	c.decides(participants.URL)
+	c.abandons(participants.URL)
 }
 
 // answersLater has a participant accept a step and say by callback what became of it.
@@ -137,6 +138,27 @@ func (c *apiClient) decides(participant string) {
 		_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1044/history", "")
 		if err == nil && (!bytes.Contains(history, []byte(`"DecisionMade"`)) || !bytes.Contains(history, []byte("payments is repaired"))) {
 			err = fmt.Errorf("the history does not contain the decision and its reason: %s", history)
+		}
+		return err
+	})
+}
+
+// abandons abandons a saga whose undo is refused again and again.
+func (c *apiClient) abandons(participant string) {
+	c.Helper()
+	c.start("order-1045", fmt.Sprintf(`{"name":"charge","http":{"method":"POST","url":"%[1]s/charge"},"compensation":{"attemptTimeout":"30m","http":{"method":"POST","url":"%[1]s/refused"}}},
+		{"name":"ship","http":{"method":"POST","url":"%[1]s/refused"}}`, participant))
+	c.ends("order-1045", "Compensating")
+	for range 2 { // again is the same
+		status, answer := c.ask(http.MethodPost, "/v1/namespaces/shop/sagas/order-1045/abandon", `{"reason":"payments is gone"}`, "Content-Type", "application/json")
+		if status != http.StatusOK || !bytes.Contains(answer, []byte(`"phase":"Abandoned","mayRemain":["charge"]`)) {
+			c.Fatalf("abandoning: %d %s", status, answer)
+		}
+	}
+	eventually(c.T, func() error { // the history is a projection, and follows the events
+		_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1045/history", "")
+		if err == nil && (bytes.Count(history, []byte(`"SagaAbandoned"`)) != 1 || !bytes.Contains(history, []byte("payments is gone"))) {
+			err = fmt.Errorf("the history does not contain the end once, with its reason: %s", history)
 		}
 		return err
 	})
@@ -224,7 +246,7 @@ func callBack(ctx context.Context, client *http.Client, url, outcome string) err
 // starter is the token of somebody who may start sagas in the namespace shop.
 func starter(t *testing.T, kubernetes *cluster.Cluster) string {
 	t.Helper()
-	for _, file := range []string{"saga_viewer_role.yaml", "saga_editor_role.yaml", "saga_decider_role.yaml"} {
+	for _, file := range []string{"saga_viewer_role.yaml", "saga_editor_role.yaml", "saga_decider_role.yaml", "saga_abandoner_role.yaml"} {
 		manifest, err := os.ReadFile("../../../config/rbac/" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -236,7 +258,7 @@ func starter(t *testing.T, kubernetes *cluster.Cluster) string {
 	if _, err := kubernetes.ServiceAccount(t.Context(), "shop", "starter"); err != nil {
 		t.Fatal(err)
 	}
-	for _, role := range []string{"saga-viewer", "saga-editor", "saga-decider"} {
+	for _, role := range []string{"saga-viewer", "saga-editor", "saga-decider", "saga-abandoner"} {
 		binding := fmt.Sprintf(`{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: %[1]s, namespace: shop},
 			roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s}, subjects: [{kind: ServiceAccount, name: starter, namespace: shop}]}`, role)
 		if err := kubernetes.Apply(t.Context(), []byte(binding)); err != nil {
