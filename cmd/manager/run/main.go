@@ -31,7 +31,7 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 	var answer func(Config) error
 	switch command {
 	case "manager", "migrate":
-	case "projections", "outbox", "events":
+	case "projections", "outbox", "events", "abandon":
 		var wrong error
 		answer, args, wrong = asking(ctx, command, args, stdout)
 		if wrong != nil {
@@ -52,7 +52,7 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 		fmt.Fprintf(stdout, "saga-operator %s (%s)\n", Version, revision())
 		return exitOK
 	default:
-		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections, outbox, events and version\n", command)
+		fmt.Fprintf(stderr, "manager: there is no command %q; the commands are manager (the default), migrate, grants, projections, outbox, events, abandon and version\n", command)
 		return exitUsage
 	}
 	c, err := Parse(args, env, stderr)
@@ -93,6 +93,10 @@ func asking(ctx context.Context, command string, args []string, out io.Writer) (
 		asked, flags := words(args)
 		of, wrong := parseEvents(asked)
 		return func(c Config) error { return ofEvents(ctx, c, of, out) }, flags, wrong
+	}
+	if command == "abandon" {
+		asked, flags, wrong := parseAbandon(args)
+		return func(c Config) error { return abandon(ctx, c, asked, out) }, flags, wrong
 	}
 	asked, flags, wrong := parseProjections(args)
 	return func(c Config) error { return projections(ctx, c, asked, out) }, flags, wrong
