@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/saga"
 )
 
 func (h *handlers) suspend(ctx context.Context, c SuspendSaga) (Object, error) {
@@ -46,7 +47,7 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 		is = flags.Cancel
 	}
 	cancelled := field == "cancel" && is && phase == v1.PhaseCompensated // the wish has come true
-	switch finished := phase == v1.PhaseCompleted || phase == v1.PhaseCompensated; {
+	switch finished := saga.Phase(phase).Terminal(); {
 	case finished && !cancelled:
 		return Object{}, &ConflictError{Reason: "Finished", Message: fmt.Sprintf("saga %s has finished: it is %s, and that does not change any more", ref, phase)}
 	case is == value:

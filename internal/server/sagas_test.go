@@ -197,7 +197,13 @@ func TestASagaIsHeldResumedAndCancelled(t *testing.T) {
 	}
 	r.create(token, "order-2")
 	r.phase("order-2", v1.PhaseCompleted)
+	r.create(token, "abandoned")
+	r.phase("abandoned", v1.PhaseAbandoned)
 	for _, what := range []string{"cancel", "suspend", "resume"} {
+		given := r.do(call{method: "POST", path: sagas + "/abandoned/" + what, token: token})
+		if p := given.problem(t); given.status != http.StatusConflict || p.Reason != "Finished" || !strings.Contains(p.Detail, "Abandoned") {
+			t.Errorf("%s of one that is abandoned: %d %s", what, given.status, given.body)
+		}
 		a := r.do(call{method: "POST", path: sagas + "/order-2/" + what, token: token})
 		if p := a.problem(t); a.status != http.StatusConflict || p.Reason != "Finished" || !strings.Contains(p.Detail, "Completed") {
 			t.Errorf("%s of one that has finished: %d %s", what, a.status, a.body)
