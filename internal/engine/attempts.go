@@ -66,7 +66,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		e.metrics.attempt(in.plan.Kind(a), o, time.Since(began))
 		if r.end(o) {
 			e.tell(r)
-			e.holdBack(r, o)
+			e.holdBack(e.closing, r, o.Output)
 		}
 	})
 }

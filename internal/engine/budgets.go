@@ -183,14 +183,17 @@ func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) error
 // smallOutputBytes is the size up to which an output needs no memory of its own until it is recorded.
 const smallOutputBytes = 4 << 10
 
-// holdBack waits until there is memory for the output of an attempt that has ended, or until the output
-// is recorded. Attempts would otherwise end faster than outputs can be recorded, or while the event store
+// holdBack waits until there is memory for the output of an attempt that has ended, until the output is
+// recorded, or until ctx ends. Attempts would otherwise end faster than outputs can be recorded, or while the event store
 // is away.
-func (e *Engine) holdBack(r *running, o saga.Outcome) {
-	if len(o.Output) <= smallOutputBytes {
+func (e *Engine) holdBack(ctx context.Context, r *running, output json.RawMessage) {
+	if len(output) <= smallOutputBytes {
 		return
 	}
-	if r.outputAccount.Wait(r.untilRecorded(e.closing), int64(len(o.Output))) == nil {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.untilRecorded(), cancel)()
+	if r.outputAccount.Wait(ctx, int64(len(output))) == nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.fitOutputAccount() // it may have been recorded meanwhile

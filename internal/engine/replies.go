@@ -76,7 +76,11 @@ func (e *Engine) startReply(r *running, plan *saga.Plan, p reply) {
 		}()
 		r.endReply(p.attempt, o, err)
 		e.Notify(r.key)
-		e.holdBack(r, o)
+		// Nothing of a saga is recorded before all its replies are evaluated, which takes places, so
+		// this one is not held for as long as it takes.
+		ctx, cancel := context.WithTimeout(e.closing, replyTimeout)
+		defer cancel()
+		e.holdBack(ctx, r, o.Output)
 	})
 }
 

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -167,6 +168,54 @@ func TestUnreadableReplyIsUnknown(t *testing.T) {
 		synctest.Wait()
 		if s, err := r.advance(t); err != nil || s.Step("pay").Do.Reason != reasonOutput {
 			t.Errorf("%+v, %v", s.Step("pay").Do, err)
+		}
+	})
+}
+
+// TestManyRepliesOfOneSagaAreRecorded has more replies than are evaluated at a time, with outputs of
+// which two find memory. They are recorded together, once all are evaluated.
+func TestManyRepliesOfOneSagaAreRecorded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const steps, size = 2*maxReplies + 1, 50 << 10
+		store, def := memory.New(), &saga.Definition{}
+		for i := range steps {
+			s := definition("a").Steps[0]
+			s.Name, s.Output = fmt.Sprint("s", i), map[string]string{"all": "${response.body}"}
+			def.Steps = append(def.Steps, s)
+		}
+		p := &scripted{do: func(_ context.Context, c participant.Call) participant.Result {
+			a := answerTo(c)
+			a.Response = json.RawMessage(fmt.Sprintf(`{"body":%q}`, strings.Repeat("x", size)))
+			put(t, store, a)
+			return participant.Result{Accepted: true, AnswerWithin: time.Hour}
+		}}
+		e, err := New(Options{Store: store, Participants: participant.Registry{"test": p}, Notify: func(Key) {}, Memory: Memory{Outputs: 5 * size}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := newKey(t)
+		if _, err := e.compileNow(t.Context(), k.Namespace, *def); err != nil {
+			t.Fatal(err)
+		}
+		var s saga.State
+		for range 10 {
+			r, err := e.Advance(t.Context(), k, start(def))
+			if err != nil && !errors.Is(err, ErrPreparing) {
+				t.Fatal(err)
+			}
+			if s = r.State; s.Phase.Terminal() {
+				break
+			}
+			<-time.After(2 * replyTimeout)
+		}
+		if s.Phase != saga.Completed || len(s.Step("s0").Output) < size {
+			t.Errorf("the saga is %s", s.Phase)
+		}
+		e.Forget(k)
+		synctest.Wait()
+		if used := e.budgets.outputs.Used(); used > 0 {
+			t.Errorf("%d bytes are used when all outputs are recorded", used)
 		}
 	})
 }

@@ -139,15 +139,17 @@ func (r *running) recorded(n int) int {
 	return len(r.outcomes)
 }
 
-// untilRecorded returns a context that ends with parent, or when outcomes that wait now are recorded.
-func (r *running) untilRecorded(parent context.Context) context.Context {
+// untilRecorded returns a context that ends when outcomes that wait now are recorded.
+func (r *running) untilRecorded() context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.recording == nil {
-		r.recording, r.stopRecording = context.WithCancel(parent)
-	}
 	if len(r.outcomes) == 0 {
-		r.stopRecording()
+		over, cancel := context.WithCancel(context.Background())
+		cancel()
+		return over
+	}
+	if r.recording == nil {
+		r.recording, r.stopRecording = context.WithCancel(context.Background())
 	}
 	return r.recording
 }
