@@ -51,7 +51,7 @@ func checkAbandoned(t *testing.T, o *v1.Saga, want ...string) {
 	}
 }
 
-func TestAbandonedSagaIsLetGoWithoutBeingUndone(t *testing.T) {
+func TestAbandonedSagaReleasesObject(t *testing.T) {
 	t.Parallel()
 	r, abandon := abandoningRig(t)
 	r.svc.on("POST /charge", newGate(t).then(answer(200, "{}")))
@@ -61,7 +61,7 @@ func TestAbandonedSagaIsLetGoWithoutBeingUndone(t *testing.T) {
 	})
 	abandon(o)
 	o = r.waitPhase("order", v1.PhaseAbandoned)
-	checkAbandoned(t, o, "may remain, undo it by hand: reserve, charge.")
+	checkAbandoned(t, o, "may remain, undo them by hand: reserve, charge.")
 	r.delete("order")
 	r.waitGone("order")
 	if got := r.history(o); got[len(got)-1] != "SagaAbandoned" {
@@ -74,8 +74,9 @@ func TestAbandonedSagaIsLetGoWithoutBeingUndone(t *testing.T) {
 	}
 }
 
-// TestUnreadableSagaIsLetGoOnceItIsAbandoned has sagas that are held because nobody knows what they did.
-func TestUnreadableSagaIsLetGoOnceItIsAbandoned(t *testing.T) {
+// TestAbandonedUnreadableSagaReleasesObject has sagas whose objects are kept because it is unknown what
+// the sagas did.
+func TestAbandonedUnreadableSagaReleasesObject(t *testing.T) {
 	t.Parallel()
 	r, abandon := abandoningRig(t)
 	for name, status := range map[string]string{
@@ -108,23 +109,23 @@ func TestUnreadableSagaIsLetGoOnceItIsAbandoned(t *testing.T) {
 	r.mustPatchStatus("kept", `{"status":{"phase":"Running","recordedVersion":3,"startedAt":"2030-01-02T03:04:05Z","steps":[{"name":"reserve","phase":"Succeeded"}]}}`)
 	abandon(r.waitStalled("kept", engine.ReasonDefinitionUnreadable))
 	o = r.waitPhase("kept", v1.PhaseAbandoned)
-	checkAbandoned(t, o, "Its events cannot be read", "what the steps in this status did may remain")
+	checkAbandoned(t, o, "Its events cannot be read", "the effects of the steps in this status may remain")
 	if len(o.Status.Steps) != 1 || o.Status.RecordedVersion != 5 {
 		t.Errorf("the status is %+v", o.Status)
 	}
 }
 
-func TestAbandonedMessageFitsItsCondition(t *testing.T) {
+func TestAbandonedMessageFitsCondition(t *testing.T) {
 	t.Parallel()
 	state := saga.State{Version: 9, Phase: saga.Abandoned, Abandoned: &saga.Abandonment{By: "ann", Reason: strings.Repeat("x", 1024)}}
 	for range saga.MaxSteps {
 		state.Steps = append(state.Steps, saga.StepState{Name: strings.Repeat("s", saga.MaxNameLength), Do: saga.EffectState{Status: saga.Done}})
 	}
 	got := abandonedMessage(&state)
-	if len(got) > maxConditionMessage || !strings.HasSuffix(got, "delete it when you like.") || !strings.Contains(got, "undo it by hand: sss") {
+	if len(got) > maxConditionMessage || !strings.HasSuffix(got, "delete it when you like.") || !strings.Contains(got, "undo them by hand: sss") {
 		t.Errorf("%d bytes: %s", len(got), got)
 	}
-	if got := abandonedMessage(&saga.State{Abandoned: nil, Steps: []saga.StepState{{}}}); !strings.Contains(got, "somebody") || !strings.Contains(got, "No effect of it remains") {
+	if got := abandonedMessage(&saga.State{Abandoned: nil, Steps: []saga.StepState{{}}}); !strings.Contains(got, "an unknown user") || !strings.Contains(got, "No effects of its steps remain") {
 		t.Errorf("%s", got)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/vextrus/saga-operator/internal/engine"
 )
 
-// TestSagaThatTakesLongToCheckIsAcceptedOrRefused: its definition is compiled outside of the reconcile.
-func TestSagaThatTakesLongToCheckIsAcceptedOrRefused(t *testing.T) {
+// TestReconcileChecksLargeDefinition: its definition is compiled outside of the reconcile.
+func TestReconcileChecksLargeDefinition(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	list := "${[" + strings.Repeat("1, ", 100) + "1]}"

@@ -29,7 +29,7 @@ type verdict struct {
 // everything was done asks for Completed; who wants to know whether everything was undone, for Compensated.
 //
 // Progressing and Stalled are never both True. Stalled means that the saga does not go on by itself: somebody has to do something, and the
-// message says what. An abandoned saga is Stalled for good: to whoever waits for it, it has failed. The last four appear when they have become true and only then.
+// message says what. An abandoned saga stays Stalled: for every client that waits for it, it has failed. The last four appear when they have become true and only then.
 func conditionsOf(v view) []metav1.Condition {
 	w := judge(v)
 	finished := w.completed || w.compensated
@@ -95,21 +95,21 @@ func because(f *saga.Failure) string {
 	}
 }
 
-// abandonedMessage says what nobody undoes any more.
+// abandonedMessage says who abandoned the saga, why, and which effects may remain.
 func abandonedMessage(state *saga.State) string {
 	a := state.Abandoned
 	if a == nil {
 		a = &saga.Abandonment{}
 	}
-	remain := "No effect of it remains that is known."
+	remain := "No effects of its steps remain."
 	switch names := state.MayRemain(); {
 	case len(state.Steps) == 0:
-		remain = "Its events cannot be read: what the steps in this status did may remain."
+		remain = "Its events cannot be read: the effects of the steps in this status may remain."
 	case len(names) > 0:
-		remain = clip("What these steps did may remain, undo it by hand: "+strings.Join(names, ", "), maxConditionMessage/4) + "."
+		remain = clip("The effects of these steps may remain, undo them by hand: "+strings.Join(names, ", "), maxConditionMessage/4) + "."
 	}
-	const end = " Nothing is done or undone for this saga any more; delete it when you like."
-	return clip(fmt.Sprintf("Abandoned by %s: %s", text(a.By, "somebody"), a.Reason), maxConditionMessage-len(remain)-len(end)-2) + ". " + remain + end
+	const end = " The operator does nothing more for this saga; delete it when you like."
+	return clip(fmt.Sprintf("Abandoned by %s: %s", text(a.By, "an unknown user"), a.Reason), maxConditionMessage-len(remain)-len(end)-2) + ". " + remain + end
 }
 
 // parkedMessage tells a person what to do: nothing else will.

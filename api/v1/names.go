@@ -21,7 +21,7 @@ const (
 	ConditionCompleted = "Completed"
 	// ConditionCompensated is True when everything that may have been done has been undone.
 	ConditionCompensated = "Compensated"
-	// ConditionAbandoned is True when a person has let the saga go as it was.
+	// ConditionAbandoned is True if a person has abandoned the saga.
 	ConditionAbandoned = "Abandoned"
 	// ConditionCompensationFailed is True while the saga is parked because a compensation failed for good.
 	ConditionCompensationFailed = "CompensationFailed"
@@ -44,7 +44,7 @@ const (
 	PhaseCompensated SagaPhase = "Compensated"
 	// PhaseCompensationFailed: parked, because a compensation failed for good.
 	PhaseCompensationFailed SagaPhase = "CompensationFailed"
-	// PhaseAbandoned: a person has let the saga go as it was.
+	// PhaseAbandoned: a person has abandoned the saga.
 	PhaseAbandoned SagaPhase = "Abandoned"
 )
 

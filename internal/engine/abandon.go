@@ -13,21 +13,21 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// Abandonment is a person's word that a saga is to be let go.
+// Abandonment is a person's request to abandon a saga.
 type Abandonment struct {
-	// By is who says so, Reason why; see [saga.CheckAbandonment].
+	// By is the person's name. Reason is checked by [saga.CheckAbandonment].
 	By, Reason string
-	// Recorded says that events of the saga were recorded once, as its status shows. A saga without it of
-	// which the event store has nothing has not started.
+	// Recorded says that events of the saga were recorded, as its status shows. Without it, a saga that
+	// the event store does not have has not started.
 	Recorded bool
 }
 
-// Abandon records that a person lets a saga go: nothing is done or undone for it any more. It works
-// wherever the saga stands, also if this version of the operator cannot read its stream; then nobody is
-// told by the outbox, because messages are counted by the events. Abandon starts nothing: whoever drives
-// the saga learns of it from Answered. It returns the saga's state, which has no steps if the stream
-// cannot be read. It fails with a *saga.AbandonError, and with ErrNotStarted. After any other error it
-// may have been recorded, and asking again is safe.
+// Abandon records that a person abandons a saga: the operator does nothing more for it. It works in every
+// phase, and if this version of the operator cannot read the saga's stream. In that case no message is
+// published, because the events number the messages. The driver of the saga learns of it from Answered.
+// Abandon returns the saga's state, which has no steps if the stream cannot be read. It fails with a
+// [*saga.AbandonError] or ErrNotStarted. After any other error the event may have been recorded, and a
+// retry is safe.
 func (e *Engine) Abandon(ctx context.Context, key Key, a Abandonment) (saga.State, error) {
 	uid, err := uuid.Parse(key.UID)
 	if err != nil {
@@ -82,7 +82,7 @@ func (e *Engine) Recorded(ctx context.Context, uid uuid.UUID) (Key, error) {
 	return Key{Namespace: row.Namespace, Name: row.Name, UID: uid.String()}, nil
 }
 
-// loadToAbandon loads a saga. Of one that cannot be read it makes a state with its identity and version.
+// loadToAbandon loads a saga. If its stream cannot be read, the state has its identity and version only.
 func (e *Engine) loadToAbandon(ctx context.Context, r *running) (readable bool, err error) {
 	err = e.load(ctx, r)
 	switch {
@@ -96,7 +96,7 @@ func (e *Engine) loadToAbandon(ctx context.Context, r *running) (readable bool, 
 	return false, err
 }
 
-// nothingReadable returns the state of a saga of which only the identity is known.
+// nothingReadable returns a state that has only the identity of a saga.
 func nothingReadable(key Key, version int64) saga.State {
 	return saga.State{Version: version, UID: key.UID, Namespace: key.Namespace, Name: key.Name, Phase: saga.Running}
 }
@@ -114,8 +114,8 @@ func (r *running) endAbandoned() {
 	r.recorded(len(r.waiting()))
 }
 
-// abandonedState returns the state of a saga that has been abandoned although its stream cannot be read.
-// The state row says so.
+// abandonedState returns the state of a saga that was abandoned although its stream cannot be read. It
+// reads the state row, and reports false if the saga was not abandoned.
 func (e *Engine) abandonedState(ctx context.Context, key Key) (saga.State, bool, error) {
 	uid, err := uuid.Parse(key.UID)
 	if err != nil {
@@ -131,7 +131,7 @@ func (e *Engine) abandonedState(ctx context.Context, key Key) (saga.State, bool,
 	var stored struct {
 		Abandoned *saga.Abandonment `json:"abandoned"`
 	}
-	_ = json.Unmarshal(row.State, &stored) // what a newer version has written may have another form
+	_ = json.Unmarshal(row.State, &stored) // a newer version may have written another form
 	state := saga.State{Version: row.Version, UID: key.UID, Namespace: row.Namespace, Name: row.Name, Phase: saga.Abandoned, Abandoned: stored.Abandoned}
 	if state.Abandoned != nil {
 		state.EndedAt = state.Abandoned.At

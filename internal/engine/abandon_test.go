@@ -20,14 +20,14 @@ var letGo = Abandonment{By: "ann", Reason: "the participants are gone"}
 // abandoner is an engine that drives nothing, as the API's is.
 func abandoner(t *testing.T, store eventstore.Store, kinds participant.Registry) *Engine {
 	t.Helper()
-	e, err := New(Options{Store: store, Participants: kinds, Notify: func(Key) { t.Error("who abandons a saga drives nothing") }})
+	e, err := New(Options{Store: store, Participants: kinds, Notify: func(Key) { t.Error("Abandon called Notify") }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return e
 }
 
-// wantAbandoned checks that whoever drives the saga finds it abandoned.
+// wantAbandoned checks that the driver of the saga finds it abandoned.
 func wantAbandoned(t *testing.T, b *bench, k Key) {
 	t.Helper()
 	told := false
@@ -44,7 +44,7 @@ func wantAbandoned(t *testing.T, b *bench, k Key) {
 	}
 }
 
-func TestAbandonEndsTheAttemptsUnderWay(t *testing.T) {
+func TestAbandonCancelsAttempts(t *testing.T) {
 	t.Parallel()
 	store, called, ended := memory.New(), make(chan struct{}), make(chan struct{})
 	b := newBench(t, store, &scripted{do: func(ctx context.Context, _ participant.Call) participant.Result {
@@ -92,7 +92,7 @@ func (s tampered) Load(ctx context.Context, stream string, from int64, limit int
 	return all, err
 }
 
-func TestSagaThatCannotBeReadIsAbandoned(t *testing.T) {
+func TestAbandonWorksOnUnreadableStream(t *testing.T) {
 	t.Parallel()
 	for name, panics := range map[string]bool{ReasonDefinitionUnreadable: false, ReasonInternalError: true} {
 		t.Run(name, func(t *testing.T) {
@@ -121,8 +121,8 @@ func TestSagaThatCannotBeReadIsAbandoned(t *testing.T) {
 	}
 }
 
-// TestSagaWhoseKindIsMissingIsAbandoned has an operator that could not carry it out.
-func TestSagaWhoseKindIsMissingIsAbandoned(t *testing.T) {
+// TestAbandonWorksWithoutParticipant has an operator that could not carry it out.
+func TestAbandonWorksWithoutParticipant(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	first, k := parked(t, store)
@@ -135,7 +135,7 @@ func TestSagaWhoseKindIsMissingIsAbandoned(t *testing.T) {
 	wantAbandoned(t, b.run(), k)
 }
 
-func TestSagaWhoseStreamIsMissingIsAbandoned(t *testing.T) {
+func TestAbandonWorksWithoutStream(t *testing.T) {
 	t.Parallel()
 	store, k := memory.New(), newKey(t)
 	e := abandoner(t, store, nil)
@@ -153,7 +153,7 @@ func TestSagaWhoseStreamIsMissingIsAbandoned(t *testing.T) {
 	}
 }
 
-func TestRecordedFindsASagaByItsUID(t *testing.T) {
+func TestRecordedFindsSagaByUID(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	b, k := parked(t, store)
@@ -165,7 +165,7 @@ func TestRecordedFindsASagaByItsUID(t *testing.T) {
 	}
 }
 
-func TestAbandonIsRefused(t *testing.T) {
+func TestAbandonRejectsFinishedSaga(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	b := newBench(t, store, &scripted{}, start(definition("pay"))).run()
@@ -185,8 +185,7 @@ func TestAbandonIsRefused(t *testing.T) {
 	}
 }
 
-// TestReplyToAbandonedSagaIsOver: nobody waits for it any more.
-func TestReplyToAbandonedSagaIsOver(t *testing.T) {
+func TestAbandonedSagaTakesNoReply(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	accepted := make(chan participant.Call, 1)

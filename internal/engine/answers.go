@@ -60,7 +60,7 @@ func (e *Engine) answers(ctx context.Context, r *running, plan *saga.Plan) ([]sa
 			e.startReply(r, plan, p)
 			continue
 		}
-		o, err := e.evaluateReply(ctx, r.key, replyInput(r, plan), &p) // nobody would come back
+		o, err := e.evaluateReply(ctx, r.key, replyInput(r, plan), &p) // no later Advance would evaluate it
 		if err != nil {
 			return nil, err
 		}

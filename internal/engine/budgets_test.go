@@ -210,9 +210,9 @@ func TestAttemptsWaitForMemoryPerNamespace(t *testing.T) {
 	})
 }
 
-// TestAttemptsThatEndedWaitForTheirOutputsToBeRecorded has 20 attempts and 4 places, of which a
+// TestAttemptKeepsPlaceUntilOutputFits has 20 attempts and 4 places, of which a
 // namespace has 3. Outputs of two fit into its memory, and nothing is recorded at first.
-func TestAttemptsThatEndedWaitForTheirOutputsToBeRecorded(t *testing.T) {
+func TestAttemptKeepsPlaceUntilOutputFits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const size = 200 << 10
@@ -249,9 +249,9 @@ func TestAttemptsThatEndedWaitForTheirOutputsToBeRecorded(t *testing.T) {
 	})
 }
 
-// TestAttemptWaitsNoLongerThanUntilItsOutputIsRecorded has an attempt that has ended, whose output finds
+// TestAttemptReleasesPlaceWhenRecorded has an attempt that has ended, whose output finds
 // no memory.
-func TestAttemptWaitsNoLongerThanUntilItsOutputIsRecorded(t *testing.T) {
+func TestAttemptReleasesPlaceWhenRecorded(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*testing.T, *Engine, Key) error{
 		"recorded": func(t *testing.T, e *Engine, k Key) error {

@@ -47,7 +47,7 @@ func (e *Engine) planOf(r *running, def saga.Definition, recorded bool) (*saga.P
 	if plan, small, err := e.Plans.compileSmall(def, e.Participants, recorded); small {
 		return plan, err
 	}
-	if !e.accepting() { // nobody would come back
+	if !e.accepting() { // no later call would use the result
 		return e.Plans.compile(def, e.Participants, recorded)
 	}
 	p := &preparation{definition: key, err: ErrPreparing}

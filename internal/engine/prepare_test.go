@@ -50,7 +50,7 @@ func newPreparationRig(t *testing.T) *preparationRig {
 	return r
 }
 
-func TestAdvanceDoesNotWaitForTheCompilation(t *testing.T) {
+func TestAdvanceCompilesLargeDefinitionLater(t *testing.T) {
 	t.Parallel()
 	r, k, obs := newPreparationRig(t), newKey(t), start(laborious("input.order"))
 	for range 2 {
@@ -67,7 +67,7 @@ func TestAdvanceDoesNotWaitForTheCompilation(t *testing.T) {
 	}
 }
 
-func TestCheckDoesNotWaitForTheCompilation(t *testing.T) {
+func TestCheckCompilesLargeDefinitionLater(t *testing.T) {
 	t.Parallel()
 	for expression, want := range map[string]string{"input.order": "", "nope": "steps[0].test.body[10]"} {
 		t.Run(expression, func(t *testing.T) {
@@ -91,8 +91,8 @@ func TestCheckDoesNotWaitForTheCompilation(t *testing.T) {
 	}
 }
 
-// TestCompilationsHoldUpNoSmallDefinition: what takes milliseconds waits for nobody.
-func TestCompilationsHoldUpNoSmallDefinition(t *testing.T) {
+// TestAdvanceCompilesSmallDefinitionAtOnce: what takes milliseconds waits for nobody.
+func TestAdvanceCompilesSmallDefinitionAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newPreparationRig(t)
 	for range 5 {
@@ -105,8 +105,8 @@ func TestCompilationsHoldUpNoSmallDefinition(t *testing.T) {
 	}
 }
 
-// TestRestartedSagaIsCompiledBesides: after a restart, its definition is compiled anew.
-func TestRestartedSagaIsCompiledBesides(t *testing.T) {
+// TestAdvanceCompilesRecordedDefinitionLater: after a restart, its definition is compiled anew.
+func TestAdvanceCompilesRecordedDefinitionLater(t *testing.T) {
 	t.Parallel()
 	r, k := newPreparationRig(t), newKey(t)
 	obs := start(laborious("input.order"))
@@ -130,7 +130,7 @@ func TestRestartedSagaIsCompiledBesides(t *testing.T) {
 	}
 }
 
-func TestDecisionWaitsForTheCompilation(t *testing.T) {
+func TestDecideWaitsForCompilation(t *testing.T) {
 	t.Parallel()
 	r := newPreparationRig(t)
 	r.compile <- struct{}{}
@@ -144,9 +144,9 @@ func TestDecisionWaitsForTheCompilation(t *testing.T) {
 	}
 }
 
-// TestRecordedDefinitionHasNoLimitOfEffort: a saga that has started goes on, also where an operator with
+// TestPlansCompileRecordedDefinitionWithoutLimit: a saga that has started goes on, also where an operator with
 // another limit accepted it.
-func TestRecordedDefinitionHasNoLimitOfEffort(t *testing.T) {
+func TestPlansCompileRecordedDefinitionWithoutLimit(t *testing.T) {
 	t.Parallel()
 	def := saga.Definition{}
 	for i := range 150 {
@@ -164,8 +164,8 @@ func TestRecordedDefinitionHasNoLimitOfEffort(t *testing.T) {
 	}
 }
 
-// TestShutdownDoesNotWaitForCompilationsThatHaveNotBegun has one under way and others behind it.
-func TestShutdownDoesNotWaitForCompilationsThatHaveNotBegun(t *testing.T) {
+// TestShutdownSkipsQueuedCompilations has one under way and others behind it.
+func TestShutdownSkipsQueuedCompilations(t *testing.T) {
 	t.Parallel()
 	r := newPreparationRig(t)
 	for i := range 5 {

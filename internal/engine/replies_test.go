@@ -66,16 +66,16 @@ func (r *replyRig) wantOutput(t *testing.T) {
 	}
 }
 
-func TestSmallReplyIsEvaluatedAtOnce(t *testing.T) {
+func TestAdvanceEvaluatesSmallReplyAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		newReplyRig(t, "${response.body.id}", json.RawMessage(`{"body":{"id":"p-1"}}`)).wantOutput(t)
 	})
 }
 
-// TestAdvanceDoesNotWaitForTheEvaluationOfReplies also holds that a reply which came in time is not given
+// TestAdvanceEvaluatesLargeReplyLater also holds that a reply which came in time is not given
 // up because its evaluation ends later.
-func TestAdvanceDoesNotWaitForTheEvaluationOfReplies(t *testing.T) {
+func TestAdvanceEvaluatesLargeReplyLater(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		output   string
@@ -120,7 +120,7 @@ func TestAdvanceDoesNotWaitForTheEvaluationOfReplies(t *testing.T) {
 	}
 }
 
-func TestReplyIsEvaluatedWithAStateThatIsNotKept(t *testing.T) {
+func TestReplyEvaluationLoadsDroppedState(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		store := memory.New()
@@ -142,7 +142,7 @@ func TestReplyIsEvaluatedWithAStateThatIsNotKept(t *testing.T) {
 	})
 }
 
-func TestReplyIsRecordedDuringTheShutdown(t *testing.T) {
+func TestShutdownRecordsReply(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newReplyRig(t, "${response.body.id}", largeReply)
@@ -160,7 +160,7 @@ func TestReplyIsRecordedDuringTheShutdown(t *testing.T) {
 	})
 }
 
-func TestUnreadableReplyIsUnknown(t *testing.T) {
+func TestInvalidReplyIsUnknown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newReplyRig(t, "${response.body.id + '!'}", json.RawMessage(`[]`))
@@ -172,9 +172,9 @@ func TestUnreadableReplyIsUnknown(t *testing.T) {
 	})
 }
 
-// TestManyRepliesOfOneSagaAreRecorded has more replies than are evaluated at a time, with outputs of
+// TestRepliesOfOneSagaAreRecordedTogether has more replies than are evaluated at a time, with outputs of
 // which two find memory. They are recorded together, once all are evaluated.
-func TestManyRepliesOfOneSagaAreRecorded(t *testing.T) {
+func TestRepliesOfOneSagaAreRecordedTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const steps, size = 2*maxReplies + 1, 50 << 10

@@ -61,7 +61,7 @@ type running struct {
 	// replies are those that are being evaluated; replyError is why the latest of them could not be.
 	replies    map[saga.Attempt]bool
 	replyError error
-	// preparation is the compilation of the definition whose result nobody has taken yet.
+	// preparation is the compilation of the definition, until its result has been taken.
 	preparation *preparation
 }
 

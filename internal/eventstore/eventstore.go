@@ -227,7 +227,7 @@ type Store interface {
 	// Answers returns the answers, of all rounds, to the effects of some steps of a saga, in no order. A Response of more than maxResponse bytes is left out; at most
 	// it has MaxAnswerBytes.
 	Answers(ctx context.Context, uid uuid.UUID, maxResponse int, steps ...string) ([]Answer, error)
-	// Nudge has TakeAnswered return a saga, once, although it has no new answer: something else was appended for whoever drives it. One that is not known is not.
+	// Nudge has TakeAnswered return a saga, once, although it has no new answer: something else was appended to its stream. A saga that is not known is ignored.
 	Nudge(ctx context.Context, uid uuid.UUID) error
 	// TakeAnswered returns up to limit states of sagas that have an answer which no call has returned before, or a nudge.
 	TakeAnswered(ctx context.Context, limit int) ([]SagaState, error)

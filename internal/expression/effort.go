@@ -13,7 +13,7 @@ const (
 	maxEffort = 1_000_000
 	// maxExpressionEffort limits one expression.
 	maxExpressionEffort = 50_000
-	// smallEffort is what takes so little time that nobody needs to take turns.
+	// smallEffort takes so little time that namespaces need not take turns.
 	smallEffort = 10_000
 
 	effortPerExpression = 100

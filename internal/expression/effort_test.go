@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestEffortIsSpentBeforeCompiling: what takes more than the effort that is left is not compiled, so the
+// TestCacheSpendsEffortBeforeCompiling: what takes more than the effort that is left is not compiled, so the
 // same definition is accepted or not whatever has been compiled before.
-func TestEffortIsSpentBeforeCompiling(t *testing.T) {
+func TestCacheSpendsEffortBeforeCompiling(t *testing.T) {
 	t.Parallel()
 	for name, source := range map[string]string{
 		"valid":                "input.a + input.b",

@@ -59,7 +59,7 @@ func Read(o *v1.Saga) (def saga.Definition, input json.RawMessage, errs []saga.F
 	return def, input, append(r.errs, wrong...)
 }
 
-// safely turns a panic into an error: whatever a user wrote must not end more than that user's saga.
+// safely turns a panic into an error, because a manifest must not stop other sagas.
 func safely(check func() []saga.FieldError) (errs []saga.FieldError) {
 	defer func() {
 		if p := recover(); p != nil {

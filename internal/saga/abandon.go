@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// Abandonment says who has let a saga go, and why.
+// Abandonment says who abandoned a saga, and why.
 type Abandonment struct {
 	By     string    `json:"by,omitempty"`
 	Reason string    `json:"reason"`
@@ -16,7 +16,7 @@ type Abandonment struct {
 
 // AbandonError says why a saga cannot be abandoned.
 type AbandonError struct {
-	// Field is what is wrong: reason. It is empty if the saga has ended already.
+	// Field is the invalid field, reason. It is empty if the saga has finished.
 	Field   string
 	Message string
 }
@@ -31,7 +31,7 @@ func CheckAbandonment(reason string) error {
 	}
 	switch {
 	case strings.TrimSpace(reason) == "":
-		return wrong("it is required: whoever finds what the saga has left behind needs to know why")
+		return wrong("it is required: it tells later readers why effects of the saga may remain")
 	case len(reason) > maxMessageBytes:
 		return wrong("it is %d bytes long; the limit is %d", len(reason), maxMessageBytes)
 	case strings.ContainsRune(reason, 0) || !utf8.ValidString(reason):
@@ -40,9 +40,9 @@ func CheckAbandonment(reason string) error {
 	return nil
 }
 
-// Abandon returns the event by which a person lets a saga go, wherever it stands: nothing is done or
-// undone for it any more. It fails with an *AbandonError. A saga that has been abandoned before stays so:
-// abandoned is true then, and there is nothing to append. It is pure, as Decide is.
+// Abandon returns the event by which a person abandons a saga, in any phase that is not terminal: the
+// operator does nothing more for it. It fails with an [*AbandonError]. If the saga was abandoned before,
+// abandoned is true and there is nothing to append. Abandon is pure, as Decide is.
 func Abandon(s State, by, reason string, now time.Time) (e SagaAbandoned, abandoned bool, err error) {
 	if err := CheckAbandonment(reason); err != nil {
 		return e, false, err
@@ -51,12 +51,12 @@ func Abandon(s State, by, reason string, now time.Time) (e SagaAbandoned, abando
 	case s.Phase == Abandoned:
 		return e, true, nil
 	case s.Phase.Terminal():
-		return e, false, &AbandonError{Message: fmt.Sprintf("the saga is %s: nothing is left that could be abandoned; delete it when you like", s.Phase)}
+		return e, false, &AbandonError{Message: fmt.Sprintf("the saga is %s and cannot be abandoned; delete it when you like", s.Phase)}
 	}
 	return SagaAbandoned{At: At{At: now}, By: clip(by, maxMessageBytes), Reason: reason}, false, nil
 }
 
-// abandon ends a saga as it is. What was under way may happen, and nobody will hear of it.
+// abandon ends a saga as it is. The outcomes of attempts under way stay unknown.
 func (s *State) abandon(e SagaAbandoned) {
 	s.end(Abandoned, e.DecidedAt())
 	s.Parked, s.Abandoned = nil, &Abandonment{By: e.By, Reason: e.Reason, At: e.DecidedAt()}

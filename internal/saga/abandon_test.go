@@ -21,8 +21,8 @@ func (h *history) abandoned(by, reason string) {
 	}
 }
 
-// TestSagaCanBeAbandonedWhereverItStands also holds that it says which of its effects may remain.
-func TestSagaCanBeAbandonedWhereverItStands(t *testing.T) {
+// TestAbandonWorksInEveryPhase also holds that it says which of its effects may remain.
+func TestAbandonWorksInEveryPhase(t *testing.T) {
 	t.Parallel()
 	def := Definition{Steps: []Step{step("a", undo()), step("b", after("a"), undo()), step("c", after("b"))}}
 	for name, test := range map[string]struct {
@@ -82,7 +82,7 @@ func TestSagaCanBeAbandonedWhereverItStands(t *testing.T) {
 	}
 }
 
-func TestAbandonAgainChangesNothing(t *testing.T) {
+func TestAbandonIsIdempotent(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
 	h.abandoned("ann", "the participants are gone")
@@ -91,7 +91,7 @@ func TestAbandonAgainChangesNothing(t *testing.T) {
 	}
 }
 
-func TestSagaThatHasEndedIsNotAbandoned(t *testing.T) {
+func TestAbandonRejectsFinishedSaga(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
 	h.ends("a", Action, Succeeded)
@@ -102,7 +102,7 @@ func TestSagaThatHasEndedIsNotAbandoned(t *testing.T) {
 	}
 }
 
-func TestAbandonmentNeedsAReason(t *testing.T) {
+func TestAbandonRequiresReason(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
 	for _, reason := range []string{"", " \n", strings.Repeat("x", maxMessageBytes+1), "a\x00b", "\xff"} {
@@ -113,7 +113,7 @@ func TestAbandonmentNeedsAReason(t *testing.T) {
 	}
 }
 
-func TestAbandonmentIsTold(t *testing.T) {
+func TestAbandonHasNotice(t *testing.T) {
 	t.Parallel()
 	h := begin(t, Definition{Steps: []Step{step("a", undo())}})
 	before := h.state.Notices

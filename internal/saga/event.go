@@ -195,7 +195,7 @@ type (
 		By      string  `json:"by,omitempty"`
 		Reason  string  `json:"reason,omitempty"`
 	}
-	// SagaAbandoned says that a person has let the saga go: nothing is done or undone for it any more.
+	// SagaAbandoned says that a person has abandoned the saga: the operator does nothing more for it.
 	SagaAbandoned struct {
 		At
 		By     string `json:"by,omitempty"`

@@ -16,7 +16,7 @@ const (
 	Completed          Phase = "Completed"
 	Compensated        Phase = "Compensated"
 	CompensationFailed Phase = "CompensationFailed"
-	// Abandoned: a person has let the saga go as it was.
+	// Abandoned: a person has abandoned the saga.
 	Abandoned Phase = "Abandoned"
 )
 
