@@ -18,7 +18,7 @@ type Abandoner interface {
 	Recorded(ctx context.Context, uid uuid.UUID) (engine.Key, error)
 }
 
-// AbandonSaga ends a saga as it is: nothing is done or undone for it any more. It needs the verb
+// AbandonSaga ends a saga as it is: the operator does nothing more for it. It needs the verb
 // update on sagas/abandon, which only administrators have, because the effects of the saga may
 // remain. Abandoning a saga again is the same success.
 type AbandonSaga struct {

@@ -64,7 +64,7 @@ func (s *Server) routes(api huma.API) {
 	register(s, api, huma.Operation{
 		OperationID: "abandonSaga", Method: http.MethodPost, Path: sagaPath + "/abandon", Errors: append(conflict, body...),
 		Summary:     "Abandon a saga",
-		Description: "Needs the verb update on sagas/abandon. The saga ends as it is, and nothing is done or undone for it any more. It cannot be taken back. Who abandoned it, and why, is part of its history. Doing it again changes nothing.",
+		Description: "Needs the verb update on sagas/abandon. The saga ends as it is, and the operator does nothing more for it. This cannot be reverted. Who abandoned it, and why, is part of its history. Doing it again changes nothing.",
 	}, operation{body: maxSmallBody}, s.abandonSaga)
 	register(s, api, huma.Operation{
 		OperationID: "answerCallback", Method: http.MethodPost, Path: "/v1/callbacks/{token}", DefaultStatus: http.StatusNoContent, Errors: append([]int{http.StatusGone}, append(conflict, body...)...),

@@ -88,7 +88,7 @@ func abandon(ctx context.Context, c Config, asked abandonRequest, out io.Writer)
 
 // printAbandoned describes an abandoned saga, and what may remain of it.
 func printAbandoned(out io.Writer, key engine.Key, state saga.State) {
-	fmt.Fprintf(out, "saga %s/%s (%s) is abandoned: nothing is done or undone for it any more\n", oneLine(key.Namespace), oneLine(key.Name), key.UID)
+	fmt.Fprintf(out, "saga %s/%s (%s) is abandoned: the operator does nothing more for it\n", oneLine(key.Namespace), oneLine(key.Name), key.UID)
 	remain := state.MayRemain()
 	switch {
 	case len(state.Steps) == 0:

@@ -190,7 +190,7 @@ manager outbox drop REASON SELECTION [flags]    have some of them never be publi
 manager events list [SUBSCRIPTION] [flags]      show the dead letters of durable subscriptions: the events that a handler has failed at for good
 manager events retry SUBSCRIPTION ID [flags]    have one of them tried again, and what waits behind it
 manager events drop SUBSCRIPTION ID REASON [flags]   have the subscription do without it, for good
-manager abandon UID --reason TEXT [--by NAME] [flags]   end a saga as it is, for good: nothing is done or undone for it any more
+manager abandon UID --reason TEXT [--by NAME] [flags]   end a saga as it is, permanently: the operator does nothing more for it
 manager version             say which version this is
 
 SELECTION is --all, or one or more of --id ID,… --sink NAME --older-than 1h --dead.
