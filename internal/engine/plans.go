@@ -9,12 +9,21 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// maxPlanBytes bounds, roughly, the memory of the plans that are kept; expressionBytes is what a compiled expression takes of it. Thousands of sagas share a few definitions, so starting afresh when the bound is reached
-// costs little and needs no bookkeeping.
-const (
-	maxPlanBytes    = 64 << 20
-	expressionBytes = 8 << 10
-)
+// maxPlanBytes limits the memory of the plans that are kept, as planBytes estimates it. If it is exceeded,
+// all plans are dropped: thousands of sagas share a few definitions, so that costs little and needs no
+// bookkeeping.
+const maxPlanBytes = 64 << 20
+
+// planBytes estimates the memory of a plan from measurements: a compiled expression takes about 16 KiB,
+// and long ones up to 64 times their text.
+func planBytes(plan *saga.Plan) int {
+	const expression, perByteOfText = 16 << 10, 64
+	n := len(plan.EncodedDefinition())
+	if plan.Expressions() == 0 {
+		return 2 * n
+	}
+	return 2*n + plan.Expressions()*expression + perByteOfText*n
+}
 
 // Plans keeps compiled plans by the content of their definition. Engines that share one have participants of the same kinds. It is safe
 // for concurrent use.
@@ -85,7 +94,7 @@ func (c *Plans) keep(key saga.Fingerprint, plan *saga.Plan, wrong []saga.FieldEr
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	size := 2*len(plan.EncodedDefinition()) + plan.Expressions()*expressionBytes
+	size := planBytes(plan)
 	if c.bytes += size; c.bytes > maxPlanBytes {
 		clear(c.plans)
 		c.bytes = size

@@ -183,3 +183,25 @@ func TestShutdownSkipsQueuedCompilations(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPlansLimitMemory has definitions whose plans take several megabytes each.
+func TestPlansLimitMemory(t *testing.T) {
+	t.Parallel()
+	plans, kinds := NewPlans(), participant.Registry{"test": &scripted{}}
+	list := `"${[` + strings.Repeat("1, ", 900) + `%d]}",`
+	const all = 20
+	for i := range all {
+		def := *definition("a")
+		def.Steps[0].Do.With = json.RawMessage(`{"body": [` + strings.Repeat(fmt.Sprintf(list, i), 40) + `1]}`)
+		plan, err := plans.compile(def, kinds, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if size := planBytes(plan); size < 4<<20 {
+			t.Fatalf("a plan of %d bytes of text is taken for %d bytes", len(plan.EncodedDefinition()), size)
+		}
+	}
+	if plans.bytes > maxPlanBytes || len(plans.plans) == all || len(plans.plans) == 0 {
+		t.Errorf("%d plans of %d are kept, of %d bytes", len(plans.plans), all, plans.bytes)
+	}
+}
