@@ -48,7 +48,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		return
 	}
 	in := r.attemptInput(a)
-	over := r.state.Step(a.Step).Effect(a.Direction).SentAt.Add(in.plan.AttemptTimeout(a))
+	over, kind := r.state.Step(a.Step).Effect(a.Direction).SentAt.Add(r.plan.AttemptTimeout(a)), r.plan.Kind(a)
 	e.pool.submit(r.key.Namespace, func() {
 		defer cancel()
 		defer e.survive(r.key, "carrying out", a)
@@ -63,7 +63,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 		began := time.Now()
 		o := e.carryOut(ctx, r.key, in, a, over, func() bool { return r.send(a) })
 		e.metrics.inFlight.Dec()
-		e.metrics.attempt(in.plan.Kind(a), o, time.Since(began))
+		e.metrics.attempt(kind, o, time.Since(began))
 		if r.end(o) {
 			e.tell(r)
 			e.holdBack(e.closing, r, o.Output)
@@ -112,10 +112,11 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
 	ctx, cancel := context.WithTimeout(ctx, over.Sub(e.Clock()))
 	defer cancel()
-	requests, responses := e.budgets.requests.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
+	plans, requests, responses := e.budgets.plans.Open(key.Namespace), e.budgets.requests.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
+	defer plans.Close()
 	defer requests.Close()
 	defer responses.Close()
-	with, failed := e.render(ctx, key, in, a, requests)
+	with, failed := e.render(ctx, key, in, a, plans, requests)
 	if failed != nil {
 		return *failed
 	}

@@ -24,27 +24,31 @@ type Memory struct {
 	// the bodies of large responses, and Evaluation limits decoded responses. An attempt waits for
 	// these three; its timeout keeps running.
 	Requests, Responses, Evaluation int64
+	// Plans limits the large compiled definitions that attempts use. An attempt waits for it, too.
+	Plans int64
 	// Outputs limits the large outputs of attempts that have ended and are not recorded yet. Beyond it,
 	// such attempts keep their places in the pool, so that no others start.
 	Outputs int64
 }
 
 // DefaultMemory is the default of each limit in [Memory], in bytes.
-const DefaultMemory = 48 << 20
+const DefaultMemory = 40 << 20
 
 // TotalMemory returns limits that are equal and together total bytes.
 func TotalMemory(total int64) Memory {
-	each := total / 5
-	return Memory{States: each, Requests: each, Responses: each, Evaluation: each, Outputs: each}
+	each := total / 6
+	return Memory{States: each, Plans: each, Requests: each, Responses: each, Evaluation: each, Outputs: each}
 }
 
 // budgets enforces the limits of [Memory].
 //
-// An attempt takes memory from requests, responses and evaluation, in this order and at most once
-// from each. It releases evaluation memory without waiting for another budget. Attempts therefore
+// An attempt takes memory from plans, requests, responses and evaluation, in this order and at most
+// once from each. It releases evaluation memory without waiting for another budget. Attempts therefore
 // cannot deadlock.
 type budgets struct {
-	states, requests, responses, evaluation, outputs *budget.Budget
+	states, plans, requests, responses, evaluation, outputs *budget.Budget
+	// maxPlan is the largest amount that an attempt takes for its plan, in bytes.
+	maxPlan int64
 	// maxIdleState is the largest state of an idle saga that is kept, in bytes.
 	maxIdleState int64
 }
@@ -56,6 +60,8 @@ func newBudgets(m Memory) *budgets {
 		states: budget.New(limit(m.States)), requests: budget.New(limit(m.Requests)),
 		responses: budget.New(limit(m.Responses)), evaluation: budget.New(limit(m.Evaluation)),
 		outputs:      budget.New(limit(m.Outputs)),
+		plans:        budget.New(limit(m.Plans)),
+		maxPlan:      limit(m.Plans) / 2,
 		maxIdleState: min(smallStateBytes, limit(m.States)/share),
 	}
 }
@@ -78,6 +84,16 @@ func (r *running) keepOrDropState(maxIdle int64) {
 	}
 }
 
+// dropLargePlan drops a plan that takes much memory. Plans keeps it, as far as it has memory.
+func (r *running) dropLargePlan() {
+	if r.plan != nil && planBytes(r.plan) > smallPlanBytes {
+		r.plan = nil
+	}
+}
+
+// smallPlanBytes is the size up to which attempts hold their plan while they wait for a place.
+const smallPlanBytes = 512 << 10
+
 // dropObservedSpec drops the observed definition and input of a saga that has started: its stream
 // has recorded them.
 func (r *running) dropObservedSpec() {
@@ -92,7 +108,11 @@ const smallStateBytes = 16 << 10
 
 // attemptInput has the plan and the state that an attempt reads.
 type attemptInput struct {
-	plan *saga.Plan
+	//
+	// plan is nil if it takes more than smallPlanBytes. It is then compiled again, or found in Plans, when
+	// the attempt gets a place in the pool.
+	plan      *saga.Plan
+	planBytes int64
 	// state has Version 0 if it takes more than smallStateBytes. It is then loaded when the attempt
 	// gets a place in the pool, because the number of waiting attempts is unlimited. It is reduced
 	// to the values that the output reads before the participant is called.
@@ -102,11 +122,27 @@ type attemptInput struct {
 }
 
 func (r *running) attemptInput(a saga.Attempt) *attemptInput {
-	in := &attemptInput{plan: r.plan, state: r.state, bytes: r.state.Bytes() + r.plan.RenderBytes(&r.state, a)}
-	if r.state.Bytes() > smallStateBytes {
+	return newInput(r.state, r.plan, r.state.Bytes()+r.plan.RenderBytes(&r.state, a))
+}
+
+// newInput returns an input that has the plan and the state only if they are small.
+func newInput(state saga.State, plan *saga.Plan, bytes int64) *attemptInput {
+	in := &attemptInput{plan: plan, planBytes: int64(planBytes(plan)), state: state, bytes: bytes}
+	if state.Bytes() > smallStateBytes {
 		in.state = saga.State{}
 	}
+	if in.planBytes > smallPlanBytes {
+		in.plan = nil
+	}
 	return in
+}
+
+// reservePlan waits for the memory of a large plan.
+func (e *Engine) reservePlan(ctx context.Context, in *attemptInput, plans *budget.Account) error {
+	if in.planBytes <= smallPlanBytes {
+		return nil
+	}
+	return plans.Wait(ctx, min(in.planBytes, e.budgets.maxPlan))
 }
 
 var (
@@ -132,11 +168,15 @@ const (
 // render waits for memory, loads the state if necessary, and renders the settings of an attempt.
 // The memory of the settings stays on the account. If rendering fails, render returns the outcome
 // of the attempt.
-func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.Attempt, requests *budget.Account) (map[string]any, *saga.Outcome) {
+func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.Attempt, plans, requests *budget.Account) (map[string]any, *saga.Outcome) {
 	failed := func(kind saga.OutcomeKind, reason string, err error) *saga.Outcome {
 		return &saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Author: saga.AuthorOperator}
 	}
-	switch err := requests.Wait(ctx, in.bytes); {
+	err := e.reservePlan(ctx, in, plans)
+	if err == nil {
+		err = requests.Wait(ctx, in.bytes)
+	}
+	switch {
 	case errors.Is(err, budget.ErrTooLarge):
 		return nil, failed(saga.Rejected, reasonInputTooLarge, fmt.Errorf("rendering %s: the input and outputs that its expressions read are too large to decode: %w", a.EffectID, err))
 	case err != nil:
@@ -146,7 +186,6 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 		return nil, failed(saga.NotSent, reasonNotSent, fmt.Errorf("the participant was not called for this attempt: loading the saga: %w", err))
 	}
 	var with map[string]any
-	var err error
 	render := func(ctx context.Context) { with, err = in.plan.Render(ctx, in.state, a) }
 	if in.bytes <= smallStateBytes && in.plan.RendersReferences(a) { // it takes microseconds
 		render(ctx)
@@ -167,17 +206,19 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 	return with, nil
 }
 
-// loadInput loads the state that was dropped because it is large.
-func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) error {
-	if in.state.Version > 0 {
-		return nil
+// loadInput loads the state and compiles the plan that were dropped because they are large.
+func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) (err error) {
+	if in.state.Version == 0 {
+		r := newRunning(key, e.budgets)
+		if err := e.load(ctx, r); err != nil {
+			return err
+		}
+		in.state = r.state
 	}
-	r := newRunning(key, e.budgets)
-	if err := e.load(ctx, r); err != nil {
-		return err
+	if in.plan == nil {
+		in.plan, err = e.compileNow(ctx, key.Namespace, in.state.Definition)
 	}
-	in.state = r.state
-	return nil
+	return err
 }
 
 // smallOutputBytes is the size up to which an output needs no memory of its own until it is recorded.

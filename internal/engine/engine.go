@@ -186,6 +186,7 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (res Res
 			res := r.result()
 			r.dropObservedSpec()
 			r.keepOrDropState(e.budgets.maxIdleState)
+			r.dropLargePlan()
 			return res, nil
 		}
 	}

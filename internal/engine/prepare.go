@@ -38,11 +38,11 @@ func (e *Engine) Check(key Key, def saga.Definition) ([]saga.FieldError, error) 
 // returns ErrPreparing while the definition is being compiled.
 func (e *Engine) planOf(r *running, def saga.Definition, recorded bool) (*saga.Plan, error) {
 	key := def.Fingerprint()
+	if p := r.takePreparation(key); p != nil { // also if the plan is kept: a preparation must not hold it
+		return p.plan, p.err
+	}
 	if plan := e.Plans.get(key); plan != nil {
 		return plan, nil
-	}
-	if p := r.takePreparation(key); p != nil {
-		return p.plan, p.err
 	}
 	if plan, small, err := e.Plans.compileSmall(def, e.Participants, recorded); small {
 		return plan, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/vextrus/saga-operator/internal/eventstore/memory"
 	"github.com/vextrus/saga-operator/internal/participant"
@@ -64,6 +65,9 @@ func TestAdvanceCompilesLargeDefinitionLater(t *testing.T) {
 	}
 	if res, err := r.Advance(t.Context(), k, obs); err != nil || res.State.Version == 0 {
 		t.Errorf("after it is compiled: version %d, %v", res.State.Version, err)
+	}
+	if r.sagas[k.UID].preparation != nil {
+		t.Error("the saga holds the plan that it has taken")
 	}
 }
 
@@ -204,4 +208,60 @@ func TestPlansLimitMemory(t *testing.T) {
 	if plans.bytes > maxPlanBytes || len(plans.plans) == all || len(plans.plans) == 0 {
 		t.Errorf("%d plans of %d are kept, of %d bytes", len(plans.plans), all, plans.bytes)
 	}
+}
+
+// TestAttemptsWaitForMemoryOfLargePlans has two sagas of a namespace, whose share is enough for the plan
+// of one.
+func TestAttemptsWaitForMemoryOfLargePlans(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		p := &scripted{do: func(context.Context, participant.Call) participant.Result {
+			<-release
+			return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": "x"}}
+		}}
+		e, err := New(Options{Store: memory.New(), Participants: participant.Registry{"test": p}, Notify: func(Key) {}, Memory: Memory{Plans: 20 << 20}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, observed := []Key{newKey(t), newKey(t)}, make([]Observation, 2)
+		for i, k := range keys {
+			def := definition("a")
+			list := `"${[` + strings.Repeat("1, ", 900) + fmt.Sprint(i) + `]}",`
+			def.Steps[0].Do.With = json.RawMessage(`{"body": [` + strings.Repeat(list, 40) + `1]}`)
+			def.Steps[0].Output = map[string]string{"x": "${response.body}"}
+			observed[i] = start(def)
+			plan, err := e.compileNow(t.Context(), k.Namespace, *def)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if newInput(saga.State{}, plan, 0).plan != nil {
+				t.Error("an attempt holds its plan while it waits for a place")
+			}
+			if _, err := e.Advance(t.Context(), k, observed[i]); err != nil {
+				t.Fatal(err)
+			}
+			if e.sagas[k.UID].plan != nil {
+				t.Error("the saga keeps its plan between two calls of Advance")
+			}
+			synctest.Wait()
+		}
+		if n := len(p.seen()); n != 1 {
+			t.Errorf("%d participants are called at a time, want 1", n)
+		}
+		clear(e.Plans.plans) // as other sagas may have it
+		close(release)
+		synctest.Wait()
+		for i, k := range keys {
+			if _, err := e.compileNow(t.Context(), k.Namespace, *observed[i].Definition); err != nil {
+				t.Fatal(err)
+			}
+			if s := advanceUntilIdle(t, e, k, observed[i]); s.Phase != saga.Completed || string(s.Step("a").Output) != `{"x":"x"}` {
+				t.Errorf("the saga is %s: %+v", s.Phase, s.Step("a").Do)
+			}
+		}
+		if used := e.budgets.plans.Used(); used > 0 {
+			t.Errorf("%d bytes are used when all sagas have ended", used)
+		}
+	})
 }

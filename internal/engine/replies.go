@@ -87,11 +87,7 @@ func (e *Engine) startReply(r *running, plan *saga.Plan, p reply) {
 // replyInput has the plan and the state that the output of a reply reads. A large state is loaded when
 // its turn comes.
 func replyInput(r *running, plan *saga.Plan) *attemptInput {
-	in := &attemptInput{plan: plan, state: r.state, bytes: r.state.Bytes()}
-	if in.bytes > smallStateBytes {
-		in.state = saga.State{}
-	}
-	return in
+	return newInput(r.state, plan, r.state.Bytes())
 }
 
 var errReplyPanicked = errors.New("evaluating a reply panicked; the operator's log has the stack")
@@ -102,16 +98,20 @@ func (e *Engine) evaluateReply(ctx context.Context, key Key, in *attemptInput, p
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
 	o := saga.Outcome{Attempt: p.attempt, Kind: saga.Succeeded, Reply: true}
-	account := e.budgets.responses.Open(key.Namespace)
+	plans, account := e.budgets.plans.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
+	defer plans.Close()
 	defer account.Close()
-	switch err := account.Wait(ctx, in.bytes+eventstore.MaxAnswerBytes); {
+	err := e.reservePlan(ctx, in, plans)
+	if err == nil {
+		err = account.Wait(ctx, in.bytes+eventstore.MaxAnswerBytes)
+	}
+	switch {
 	case errors.Is(err, budget.ErrTooLarge):
 		return orUnknown(o, fmt.Errorf("%w: the saga's state and a response are too large to be in memory together: %w", saga.ErrOutputTooLarge, err)), nil
 	case err != nil:
 		return o, fmt.Errorf("evaluating the reply to %s: %w: %w", p.attempt, errNoMemory, err)
 	}
-	err := e.loadReply(ctx, key, in, p)
-	if err != nil {
+	if err := e.loadReply(ctx, key, in, p); err != nil {
 		return o, fmt.Errorf("evaluating the reply to %s: %w", p.attempt, err)
 	}
 	response, err := decodeReply(&p.answer)

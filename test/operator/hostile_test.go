@@ -347,7 +347,7 @@ func (a *target) awaitEnd(namespace string) map[v1.SagaPhase]int {
 // decoding. Every response is decoded: the output of each step is one of its fields.
 func TestOperatorSurvivesLargeResponses(t *testing.T) {
 	a := newTarget(t, "hostile")
-	values := nestedJSON(320 << 10)
+	values := nestedJSON(260 << 10)
 	const field = `{"x":1,"values":,"text":""}`
 	url := a.startParticipant(fmt.Sprintf(`{"x":1,"values":%s,"text":"%s"}`, values, strings.Repeat("x", 1<<20-len(values)-len(field))))
 	const sagas = 10
@@ -439,6 +439,40 @@ func TestOperatorSurvivesCostlyExpressions(t *testing.T) {
 	}
 	a.checkServed("shop", "after")
 	a.checkMemory(fmt.Sprintf("%d sagas with costly expressions", 2*sagas))
+}
+
+// TestOperatorSurvivesLargePlans has sagas with large definitions, each of which takes more than ten
+// megabytes once compiled. Their participant does not respond, so that all attempts are under way.
+func TestOperatorSurvivesLargePlans(t *testing.T) {
+	a := newTarget(t, "shop", "hostile")
+	release := make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	t.Cleanup(hanging.Close)
+	t.Cleanup(func() { close(release) })
+	const sagas = 40
+	for i := range sagas {
+		steps := costlySteps(hanging.URL, 3, fmt.Sprintf("[%d, %%d%s]", i, strings.Repeat(",[[[[1]]]]", 250)))
+		steps[0].AttemptTimeout = &metav1.Duration{Duration: patience}
+		a.createSaga("hostile", fmt.Sprintf("large-%d", i), steps...)
+	}
+	running := 0
+	for deadline := time.Now().Add(patience); running < sagas; pause() {
+		var all v1.SagaList
+		if err := a.admin.List(t.Context(), &all, client.InNamespace("hostile")); err != nil {
+			t.Fatal(err)
+		}
+		running = 0
+		for i := range all.Items {
+			if all.Items[i].Status.Phase == v1.PhaseRunning {
+				running++
+			}
+		}
+		if !a.process.Running() || time.Now().After(deadline) {
+			t.Fatalf("%d of %d sagas run; log of the operator:\n%s", running, sagas, a.process.Tail())
+		}
+	}
+	a.checkServed("shop", "after")
+	a.checkMemory(fmt.Sprintf("%d sagas with large plans", sagas))
 }
 
 // costlySteps returns steps with 20 expressions each. They differ in the number that takes the place of

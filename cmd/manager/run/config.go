@@ -116,7 +116,7 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Var(&c.Namespaces, "namespaces", "comma-separated `names` of the namespaces to watch; all when empty")
 	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that participants and sinks may have although they are denied by default")
 	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that participants and sinks may not have; the API server's is always one")
-	fs.Int64Var(&c.SagaMemoryBytes, "saga-memory-bytes", 5*engine.DefaultMemory, "`bytes` that the states, requests and responses of sagas take in memory together; half of what others leave is for one namespace")
+	fs.Int64Var(&c.SagaMemoryBytes, "saga-memory-bytes", 6*engine.DefaultMemory, "`bytes` that the states, definitions, requests and responses of sagas take in memory together; half of what others leave is for one namespace")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
 	fs.StringVar(&c.CallbackURL, "callback-url", "", "base `URL` of the HTTP API as participants reach it, for steps with completion: Callback; without it there are none")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
