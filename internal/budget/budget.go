@@ -31,6 +31,9 @@ type Budget struct {
 // New returns a budget of total units, for example bytes.
 func New(total int64) *Budget { return &Budget{total: total, byTenant: map[string]int64{}} }
 
+// Share returns the largest amount that one tenant can hold.
+func (b *Budget) Share() int64 { return b.total / 2 }
+
 // Used returns the amount that all accounts hold together.
 func (b *Budget) Used() int64 {
 	b.mu.Lock()

@@ -112,11 +112,11 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
 	ctx, cancel := context.WithTimeout(ctx, over.Sub(e.Clock()))
 	defer cancel()
-	plans, requests, responses := e.budgets.plans.Open(key.Namespace), e.budgets.requests.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
-	defer plans.Close()
+	requests, responses := e.budgets.requests.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
+	defer e.releasePlan(in)
 	defer requests.Close()
 	defer responses.Close()
-	with, failed := e.render(ctx, key, in, a, plans, requests)
+	with, failed := e.render(ctx, key, in, a, requests)
 	if failed != nil {
 		return *failed
 	}

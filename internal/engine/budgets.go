@@ -47,8 +47,6 @@ func TotalMemory(total int64) Memory {
 // cannot deadlock.
 type budgets struct {
 	states, plans, requests, responses, evaluation, outputs *budget.Budget
-	// maxPlan is the largest amount that an attempt takes for its plan, in bytes.
-	maxPlan int64
 	// maxIdleState is the largest state of an idle saga that is kept, in bytes.
 	maxIdleState int64
 }
@@ -61,7 +59,6 @@ func newBudgets(m Memory) *budgets {
 		responses: budget.New(limit(m.Responses)), evaluation: budget.New(limit(m.Evaluation)),
 		outputs:      budget.New(limit(m.Outputs)),
 		plans:        budget.New(limit(m.Plans)),
-		maxPlan:      limit(m.Plans) / 2,
 		maxIdleState: min(smallStateBytes, limit(m.States)/share),
 	}
 }
@@ -112,7 +109,9 @@ type attemptInput struct {
 	// plan is nil if it takes more than smallPlanBytes. It is then compiled again, or found in Plans, when
 	// the attempt gets a place in the pool.
 	plan      *saga.Plan
+	planKey   saga.Fingerprint // only of a large plan
 	planBytes int64
+	acquired  bool // the large plan is in use
 	// state has Version 0 if it takes more than smallStateBytes. It is then loaded when the attempt
 	// gets a place in the pool, because the number of waiting attempts is unlimited. It is reduced
 	// to the values that the output reads before the participant is called.
@@ -132,17 +131,28 @@ func newInput(state saga.State, plan *saga.Plan, bytes int64) *attemptInput {
 		in.state = saga.State{}
 	}
 	if in.planBytes > smallPlanBytes {
-		in.plan = nil
+		def := plan.Definition()
+		in.plan, in.planKey = nil, def.Fingerprint()
 	}
 	return in
 }
 
-// reservePlan waits for the memory of a large plan.
-func (e *Engine) reservePlan(ctx context.Context, in *attemptInput, plans *budget.Account) error {
+// acquirePlan waits for the memory of a large plan; see releasePlan.
+func (e *Engine) acquirePlan(ctx context.Context, namespace string, in *attemptInput) error {
 	if in.planBytes <= smallPlanBytes {
 		return nil
 	}
-	return plans.Wait(ctx, min(in.planBytes, e.budgets.maxPlan))
+	err := e.plansInUse.acquire(ctx, namespace, in.planKey, in.planBytes)
+	in.acquired = err == nil
+	return err
+}
+
+// releasePlan gives back the memory that acquirePlan has taken.
+func (e *Engine) releasePlan(in *attemptInput) {
+	if in.acquired {
+		in.acquired = false
+		e.plansInUse.release(in.planKey)
+	}
 }
 
 var (
@@ -168,11 +178,11 @@ const (
 // render waits for memory, loads the state if necessary, and renders the settings of an attempt.
 // The memory of the settings stays on the account. If rendering fails, render returns the outcome
 // of the attempt.
-func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.Attempt, plans, requests *budget.Account) (map[string]any, *saga.Outcome) {
+func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.Attempt, requests *budget.Account) (map[string]any, *saga.Outcome) {
 	failed := func(kind saga.OutcomeKind, reason string, err error) *saga.Outcome {
 		return &saga.Outcome{Attempt: a, Kind: kind, Reason: reason, Message: err.Error(), Author: saga.AuthorOperator}
 	}
-	err := e.reservePlan(ctx, in, plans)
+	err := e.acquirePlan(ctx, key.Namespace, in)
 	if err == nil {
 		err = requests.Wait(ctx, in.bytes)
 	}
@@ -216,7 +226,12 @@ func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) (err 
 		in.state = r.state
 	}
 	if in.plan == nil {
-		in.plan, err = e.compileNow(ctx, key.Namespace, in.state.Definition)
+		in.plan = e.plansInUse.get(in.planKey)
+	}
+	if in.plan == nil {
+		if in.plan, err = e.compileNow(ctx, key.Namespace, in.state.Definition); err == nil {
+			e.plansInUse.set(in.planKey, in.plan)
+		}
 	}
 	return err
 }

@@ -101,13 +101,14 @@ type Options struct {
 // Engine drives sagas. It is safe for concurrent use; calls for one saga take turns.
 type Engine struct {
 	Options
-	pool      *pool // of attempts
-	computing *pool // of renderings and evaluations; see compute
-	compiling *pool // of definitions that take long to compile; see planOf
-	replies   *pool // of evaluations of replies
-	budgets   *budgets
-	loadSlots chan struct{} // a semaphore with maxConcurrentLoads places
-	metrics   *metrics
+	pool       *pool // of attempts
+	computing  *pool // of renderings and evaluations; see compute
+	compiling  *pool // of definitions that take long to compile; see planOf
+	replies    *pool // of evaluations of replies
+	budgets    *budgets
+	plansInUse *plansInUse
+	loadSlots  chan struct{} // a semaphore with maxConcurrentLoads places
+	metrics    *metrics
 
 	mu     sync.Mutex
 	sagas  map[string]*running
@@ -150,8 +151,9 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an engine: %w", err)
 	}
+	b := newBudgets(o.Memory)
 	closing, closeIt := context.WithCancel(context.Background())
-	return &Engine{Options: o, closing: closing, close: closeIt, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: newBudgets(o.Memory), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, closing: closing, close: closeIt, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: b, plansInUse: newPlansInUse(b.plans), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/eventstore/memory"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
@@ -264,4 +265,38 @@ func TestAttemptsWaitForMemoryOfLargePlans(t *testing.T) {
 			t.Errorf("%d bytes are used when all sagas have ended", used)
 		}
 	})
+}
+
+// TestAttemptsShareLargePlan has two sagas with the same definition.
+func TestAttemptsShareLargePlan(t *testing.T) {
+	t.Parallel()
+	u := newPlansInUse(budget.New(100))
+	one, two := saga.Fingerprint{1}, saga.Fingerprint{2}
+	for range 3 {
+		if err := u.acquire(t.Context(), "shop", one, 1000); err != nil { // at most the namespace's share
+			t.Fatal(err)
+		}
+	}
+	if used := u.memory.Used(); used != 50 {
+		t.Errorf("%d bytes are used, want those of one plan, 50", used)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := u.acquire(ctx, "shop", two, 10); !errors.Is(err, context.Canceled) {
+		t.Errorf("another plan: %v", err)
+	}
+	plan := &saga.Plan{}
+	u.set(one, plan)
+	for range 3 {
+		if u.get(one) != plan {
+			t.Error("the plan in use is not found")
+		}
+		u.release(one)
+	}
+	if used := u.memory.Used(); used != 0 || len(u.plans) > 0 {
+		t.Errorf("%d bytes are used without an attempt", used)
+	}
+	if err := u.acquire(t.Context(), "shop", two, 10); err != nil {
+		t.Error(err)
+	}
 }

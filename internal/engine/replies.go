@@ -98,10 +98,10 @@ func (e *Engine) evaluateReply(ctx context.Context, key Key, in *attemptInput, p
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
 	o := saga.Outcome{Attempt: p.attempt, Kind: saga.Succeeded, Reply: true}
-	plans, account := e.budgets.plans.Open(key.Namespace), e.budgets.responses.Open(key.Namespace)
-	defer plans.Close()
+	account := e.budgets.responses.Open(key.Namespace)
 	defer account.Close()
-	err := e.reservePlan(ctx, in, plans)
+	defer e.releasePlan(in)
+	err := e.acquirePlan(ctx, key.Namespace, in)
 	if err == nil {
 		err = account.Wait(ctx, in.bytes+eventstore.MaxAnswerBytes)
 	}
