@@ -105,7 +105,6 @@ const smallStateBytes = 16 << 10
 
 // attemptInput has the plan and the state that an attempt reads.
 type attemptInput struct {
-	//
 	// plan is nil if it takes more than smallPlanBytes. It is then compiled again, or found in Plans, when
 	// the attempt gets a place in the pool.
 	plan      *saga.Plan
@@ -240,8 +239,8 @@ func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) (err 
 const smallOutputBytes = 4 << 10
 
 // holdBack waits until there is memory for the output of an attempt that has ended, until the output is
-// recorded, or until ctx ends. Attempts would otherwise end faster than outputs can be recorded, or while the event store
-// is away.
+// recorded, or until ctx ends. Attempts would otherwise end faster than outputs can be recorded, or while
+// the event store is unavailable.
 func (e *Engine) holdBack(ctx context.Context, r *running, output json.RawMessage) {
 	if len(output) <= smallOutputBytes {
 		return

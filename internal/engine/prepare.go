@@ -56,15 +56,25 @@ func (e *Engine) planOf(r *running, def saga.Definition, recorded bool) (*saga.P
 	r.preparation = p
 	e.compiling.submit(r.key.Namespace, func() {
 		defer e.Notify(r.key)
-		plan, err := (*saga.Plan)(nil), errClosed
-		if e.closing.Err() == nil { // a shutdown does not wait for those that have not begun
-			plan, err = e.Plans.compile(def, e.Participants, recorded)
+		if e.closing.Err() != nil { // a shutdown compiles only what it needs to record outcomes
+			r.dropPreparation(p)
+			return
 		}
+		plan, err := e.Plans.compile(def, e.Participants, recorded)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		p.plan, p.err = plan, err
 	})
 	return nil, ErrPreparing
+}
+
+// dropPreparation forgets a preparation that was not begun.
+func (r *running) dropPreparation(p *preparation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.preparation == p {
+		r.preparation = nil
+	}
 }
 
 // takePreparation returns the preparation of a definition, if there is one, and forgets it if it is done.

@@ -96,7 +96,7 @@ func TestCheckCompilesLargeDefinitionLater(t *testing.T) {
 	}
 }
 
-// TestAdvanceCompilesSmallDefinitionAtOnce: what takes milliseconds waits for nobody.
+// TestAdvanceCompilesSmallDefinitionAtOnce: it does not wait for the large ones.
 func TestAdvanceCompilesSmallDefinitionAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newPreparationRig(t)
@@ -173,11 +173,14 @@ func TestPlansCompileRecordedDefinitionWithoutLimit(t *testing.T) {
 func TestShutdownSkipsQueuedCompilations(t *testing.T) {
 	t.Parallel()
 	r := newPreparationRig(t)
+	var key Key
 	for i := range 5 {
-		if _, err := r.Check(newKey(t), *laborious(fmt.Sprint("input.order", i))); !errors.Is(err, ErrPreparing) {
+		key = newKey(t)
+		if _, err := r.Check(key, *laborious(fmt.Sprint("input.order", i))); !errors.Is(err, ErrPreparing) {
 			t.Fatal(err)
 		}
 	}
+	last := r.sagas[key.UID]
 	ended := make(chan error)
 	go func() { ended <- r.Shutdown(t.Context()) }()
 	<-r.closing.Done()
@@ -186,6 +189,9 @@ func TestShutdownSkipsQueuedCompilations(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+	if last.preparation != nil {
+		t.Error("a compilation that has not begun is still waited for")
 	}
 }
 

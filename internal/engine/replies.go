@@ -165,16 +165,19 @@ func (r *running) beginReply(a saga.Attempt) bool {
 	return true
 }
 
-// endReply puts the outcome of a reply beside the saga, or what has kept it from being evaluated.
+// endReply adds the outcome of a reply to those that are not recorded yet, or the reason why the reply
+// could not be evaluated. It ignores a reply to a saga that has been forgotten meanwhile.
 func (r *running) endReply(a saga.Attempt, o saga.Outcome, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.replies, a)
-	if err != nil {
+	switch {
+	case r.attempts == nil:
+	case err != nil:
 		r.replyError = err
-		return
+	default:
+		r.addOutcome(o)
 	}
-	r.addOutcome(o)
 }
 
 // takeReplyError returns why the latest reply could not be evaluated, once.

@@ -18,7 +18,7 @@ import (
 )
 
 // largeReply has a response that Advance does not evaluate by itself.
-var largeReply = json.RawMessage(`{"body":{"id":"p-1","rest":"` + strings.Repeat("x", 2*smallReplyBytes) + `"}}`)
+var largeReply = json.RawMessage(`{"body":{"id":"p-1","rest":"` + strings.Repeat("x", 3*smallReplyBytes) + `"}}`)
 
 // replyRig is an engine with a saga whose step "pay" has been accepted and has a reply. It is not to be
 // advanced by anybody but the test.
@@ -216,6 +216,31 @@ func TestRepliesOfOneSagaAreRecordedTogether(t *testing.T) {
 		synctest.Wait()
 		if used := e.budgets.outputs.Used(); used > 0 {
 			t.Errorf("%d bytes are used when all outputs are recorded", used)
+		}
+	})
+}
+
+// TestForgottenSagaHoldsNoReply has a saga that is forgotten while its reply is evaluated.
+func TestForgottenSagaHoldsNoReply(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newReplyRig(t, "${response.body.rest}", largeReply)
+		memory := r.budgets.responses.Open("shop")
+		if err := memory.Take(DefaultMemory / 2); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.advance(t); !errors.Is(err, ErrPreparing) {
+			t.Fatal(err)
+		}
+		held := r.sagas[r.key.UID]
+		r.Forget(r.key)
+		memory.Close()
+		synctest.Wait()
+		if len(held.waiting()) > 0 || len(held.replies) > 0 {
+			t.Errorf("%d outcomes wait, %d replies are evaluated", len(held.waiting()), len(held.replies))
+		}
+		if used := r.budgets.outputs.Used(); used > 0 {
+			t.Errorf("%d bytes are used", used)
 		}
 	})
 }
