@@ -50,7 +50,7 @@ func (e *Engine) Abandon(ctx context.Context, key Key, a Abandonment) (saga.Stat
 }
 
 func (e *Engine) abandonOnce(ctx context.Context, key Key, a Abandonment) (saga.State, error) {
-	r := newRunning(key, e.budgets)
+	r := newRunning(key, e.budgets, e.Clock)
 	readable, err := e.loadToAbandon(ctx, r)
 	if err != nil {
 		return saga.State{}, err

@@ -218,7 +218,7 @@ func (e *Engine) render(ctx context.Context, key Key, in *attemptInput, a saga.A
 // loadInput loads the state and compiles the plan that were dropped because they are large.
 func (e *Engine) loadInput(ctx context.Context, key Key, in *attemptInput) (err error) {
 	if in.state.Version == 0 {
-		r := newRunning(key, e.budgets)
+		r := newRunning(key, e.budgets, e.Clock)
 		if err := e.load(ctx, r); err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ func (e *Engine) Decide(ctx context.Context, key Key, d saga.Decision) error {
 		return fmt.Errorf("deciding about saga %s: its uid is not a UUID: %w", key, err)
 	}
 	for range maxRounds {
-		r := newRunning(key, e.budgets)
+		r := newRunning(key, e.budgets, e.Clock)
 		if err := e.load(ctx, r); errors.Is(err, eventstore.ErrWrongVersion) {
 			continue // it has begun between two reads
 		} else if err != nil {

@@ -249,7 +249,7 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 func (e *Engine) decide(r *running, plan *saga.Plan, in saga.Input, answers []saga.Outcome) ([]saga.Event, saga.State, int) {
 	for {
 		outcomes := fitting(r.waiting())
-		in.Lost, in.Outcomes = e.lost(r, plan), slices.Concat(outcomes, answers)
+		in.Lost, in.Outcomes = e.lost(r, plan), slices.Concat(inOrder(outcomes), answers)
 		events, next := plan.Decide(r.state, in)
 		unwanted := func(a saga.Attempt) bool { return next.Suspended || !next.Wants(a.Direction) }
 		if !r.withdraw(unwanted) {
@@ -265,7 +265,7 @@ const (
 )
 
 // fitting returns the oldest outcomes that fit into one append, at least one.
-func fitting(all []saga.Outcome) []saga.Outcome {
+func fitting(all []arrival) []arrival {
 	size := 0
 	for i := range all {
 		if size += len(all[i].Output); i > 0 && (i >= maxOutcomes || size > maxOutputBytes) {
@@ -360,7 +360,7 @@ func (e *Engine) enter(key Key) (*running, error) {
 	}
 	r := e.sagas[key.UID]
 	if r == nil {
-		r = newRunning(key, e.budgets)
+		r = newRunning(key, e.budgets, e.Clock)
 		e.sagas[key.UID] = r
 	}
 	e.advancing.Add(1)

@@ -59,14 +59,14 @@ func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
 
 func TestFittingKeepsAtLeastOneOutcome(t *testing.T) {
 	t.Parallel()
-	outcomes := func(sizes ...int) (all []saga.Outcome) {
+	outcomes := func(sizes ...int) (all []arrival) {
 		for _, n := range sizes {
-			all = append(all, saga.Outcome{Output: make(json.RawMessage, n)})
+			all = append(all, arrival{Outcome: saga.Outcome{Output: make(json.RawMessage, n)}})
 		}
 		return all
 	}
 	for name, c := range map[string]struct {
-		all  []saga.Outcome
+		all  []arrival
 		want int
 	}{
 		"none":               {nil, 0},

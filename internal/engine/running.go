@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/saga"
@@ -35,9 +37,30 @@ const (
 	streamLoaded
 )
 
+// arrival is an outcome that has arrived and is not recorded yet.
+type arrival struct {
+	saga.Outcome
+	at time.Time
+}
+
+// inOrder returns outcomes in the order in which they arrived. Those that arrived at one instant are in
+// the order of their attempts, because the order in which goroutines run must not decide anything.
+func inOrder(all []arrival) []saga.Outcome {
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b arrival) int {
+		return cmp.Or(a.at.Compare(b.at), strings.Compare(a.Attempt.Key(""), b.Attempt.Key("")))
+	})
+	outcomes := make([]saga.Outcome, len(all))
+	for i := range all {
+		outcomes[i] = all[i].Outcome
+	}
+	return outcomes
+}
+
 // running is what the engine holds of one saga in memory. All of it can be lost at any time: the stream has everything.
 type running struct {
-	key Key
+	key   Key
+	clock func() time.Time
 
 	// turn holds one token, which belongs to the one Advance that moves the saga. It guards the fields of this group. It is a channel
 	// and not a mutex because it is held over calls of the store: a goroutine that waits for it can be seen to wait (testing/synctest).
@@ -51,7 +74,7 @@ type running struct {
 
 	// mu guards what attempts touch when they end.
 	mu       sync.Mutex
-	outcomes []saga.Outcome
+	outcomes []arrival
 	// outputAccount holds the memory of large outputs among them; recording ends when some are recorded.
 	outputAccount *budget.Account
 	recording     context.Context
@@ -65,8 +88,11 @@ type running struct {
 	preparation *preparation
 }
 
-func newRunning(key Key, b *budgets) *running {
-	return &running{key: key, stateAccount: b.states.Open(key.Namespace), outputAccount: b.outputs.Open(key.Namespace), turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{}}
+func newRunning(key Key, b *budgets, clock func() time.Time) *running {
+	return &running{
+		key: key, clock: clock, stateAccount: b.states.Open(key.Namespace), outputAccount: b.outputs.Open(key.Namespace),
+		turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{},
+	}
 }
 
 // enter waits for the saga's turn; leave ends it.
@@ -119,7 +145,7 @@ func (r *running) attemptsUnderWay() []saga.Attempt {
 }
 
 // waiting returns the outcomes that have arrived and are not recorded yet.
-func (r *running) waiting() []saga.Outcome {
+func (r *running) waiting() []arrival {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.outcomes)
@@ -191,7 +217,7 @@ func (r *running) missing(want []saga.Attempt) []saga.Attempt {
 func (r *running) missingLocked(want []saga.Attempt) []saga.Attempt {
 	return slices.DeleteFunc(want, func(a saga.Attempt) bool {
 		_, underWay := r.attempts[a]
-		return underWay || slices.ContainsFunc(r.outcomes, func(o saga.Outcome) bool { return o.Attempt == a })
+		return underWay || slices.ContainsFunc(r.outcomes, func(o arrival) bool { return o.Attempt == a })
 	})
 }
 
@@ -233,7 +259,7 @@ func (r *running) withdraw(unwanted func(saga.Attempt) bool) bool {
 	for _, a := range back {
 		r.attempts[a].cancel()
 		delete(r.attempts, a)
-		r.outcomes = append(r.outcomes, notSent(a))
+		r.addOutcome(notSent(a))
 	}
 	return len(back) > 0
 }
@@ -262,7 +288,7 @@ func (r *running) addOutcome(o saga.Outcome) {
 	if n := len(o.Output); n > 0 {
 		o = o.LimitOutputs(n + r.outputBytes())
 	}
-	r.outcomes = append(r.outcomes, o)
+	r.outcomes = append(r.outcomes, arrival{Outcome: o, at: r.clock()})
 }
 
 // abandon cancels every attempt and ignores what they come to.
