@@ -82,7 +82,8 @@ func (e *Engine) Recorded(ctx context.Context, uid uuid.UUID) (Key, error) {
 	return Key{Namespace: row.Namespace, Name: row.Name, UID: uid.String()}, nil
 }
 
-// loadToAbandon loads a saga. If its stream cannot be read, the state has its identity and version only.
+// loadToAbandon loads a saga. If its stream cannot be read, the state has its identity and version only, and
+// its row says whether the saga has ended.
 func (e *Engine) loadToAbandon(ctx context.Context, r *running) (readable bool, err error) {
 	err = e.load(ctx, r)
 	switch {
@@ -92,8 +93,29 @@ func (e *Engine) loadToAbandon(ctx context.Context, r *running) (readable bool, 
 		return true, err
 	}
 	version, err := e.Store.Version(ctx, StreamOf(r.key.UID))
+	if err != nil {
+		return false, err
+	}
+	phase, err := e.recordedPhase(ctx, r.key)
 	r.state = nothingReadable(r.key, version)
+	if phase.Terminal() {
+		r.state.Phase = phase
+	}
 	return false, err
+}
+
+// recordedPhase returns the phase in a saga's row, which can be read even if its state and its stream
+// cannot; empty if there is no row.
+func (e *Engine) recordedPhase(ctx context.Context, key Key) (saga.Phase, error) {
+	uid, err := uuid.Parse(key.UID)
+	if err != nil {
+		return "", fmt.Errorf("reading the saga's uid: %w", err)
+	}
+	row, err := e.Store.SagaState(ctx, uid)
+	if errors.Is(err, eventstore.ErrNotFound) {
+		return "", nil
+	}
+	return saga.Phase(row.Phase), err
 }
 
 // nothingReadable returns a state that has only the identity of a saga.

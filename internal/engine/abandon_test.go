@@ -177,6 +177,13 @@ func TestAbandonRejectsFinishedSaga(t *testing.T) {
 	if _, err := e.Abandon(t.Context(), k, letGo); !errors.As(err, &wrong) || wrong.Field != "" {
 		t.Errorf("one that has completed: %v", err)
 	}
+	before := history(t, store, k)
+	if _, err := abandoner(t, tampered{store, false}, b.engine.Participants).Abandon(t.Context(), k, letGo); !errors.As(err, &wrong) || wrong.Field != "" {
+		t.Errorf("one that has completed and cannot be read: %v", err)
+	}
+	if got := history(t, store, k); len(got) != len(before) {
+		t.Errorf("the history is %v, want %v", got, before)
+	}
 	if _, err := e.Abandon(t.Context(), k, Abandonment{By: "ann"}); !errors.As(err, &wrong) || wrong.Field != "reason" {
 		t.Errorf("without a reason: %v", err)
 	}
