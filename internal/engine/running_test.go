@@ -54,3 +54,23 @@ func TestOutcomesOfOneInstantAreInOrderOfAttempts(t *testing.T) {
 		t.Error("what waits was put in another order: the oldest are dropped by their number")
 	}
 }
+
+func TestOutcomesKeepOrderOfArrival(t *testing.T) {
+	t.Parallel()
+	at := newClock()
+	r := newRunning(Key{}, newBudgets(Memory{}), at.Now)
+	steps := []string{"z", "a", "m"}
+	for _, step := range steps {
+		a := saga.Attempt{EffectID: saga.EffectID{Step: step, Direction: saga.Action}, Number: 1}
+		r.begin(a, func() {})
+		r.end(saga.Outcome{Attempt: a, Kind: saga.Rejected})
+		at.forward(time.Microsecond)
+	}
+	var got []string
+	for _, o := range inOrder(r.waiting()) {
+		got = append(got, o.Attempt.Step)
+	}
+	if !slices.Equal(got, steps) {
+		t.Errorf("the order is %q, want %q", got, steps)
+	}
+}
