@@ -112,7 +112,7 @@ func TestAbandonedUnreadableSagaReleasesObject(t *testing.T) {
 	}
 }
 
-// recordFuture records an event of a type that this version does not know, behind those of recordByNewer.
+// recordFuture records an event of a type that this version does not know, behind the events of recordByNewer.
 func (r *rig) recordFuture(o *v1.Saga) {
 	r.Helper()
 	uid := uuid.MustParse(string(o.UID))

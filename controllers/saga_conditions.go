@@ -29,7 +29,8 @@ type verdict struct {
 // everything was done asks for Completed; who wants to know whether everything was undone, for Compensated.
 //
 // Progressing and Stalled are never both True. Stalled means that the saga does not go on by itself: somebody has to do something, and the
-// message says what. An abandoned saga stays Stalled: for every client that waits for it, it has failed. The last four appear when they have become true and only then.
+// message says what. An abandoned saga stays Stalled: for every client that waits for it, it has failed.
+// The last four appear when they have become true and only then.
 func conditionsOf(v view) []metav1.Condition {
 	w := judge(v)
 	finished := w.completed || w.compensated

@@ -284,7 +284,7 @@ func TestAttemptsShareLargePlan(t *testing.T) {
 		}
 	}
 	if used := u.memory.Used(); used != 50 {
-		t.Errorf("%d bytes are used, want those of one plan, 50", used)
+		t.Errorf("%d bytes are used, want 50, the size of one plan", used)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -98,9 +98,9 @@ func (e *Engine) checkRemoved(ctx context.Context, r *running, state saga.State)
 	return nil
 }
 
-// append commits events together with the state row and, if tell is true, the messages they bring, and makes next, which they lead to, the saga's state. An abandoned
-// saga needs no plan.
-func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event, next saga.State, tell bool) error {
+// append commits events together with the state row and, if publish is true, the messages for them, and
+// makes next, the result of the events, the saga's state. An abandoned saga needs no plan.
+func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events []saga.Event, next saga.State, publish bool) error {
 	a := eventstore.Append{Stream: StreamOf(r.key.UID), Encoded: true, Expected: r.state.Version, Events: make([]eventstore.Event, len(events))}
 	notices := r.state.Notices
 	for i, ev := range events {
@@ -117,7 +117,7 @@ func (e *Engine) append(ctx context.Context, r *running, plan *saga.Plan, events
 			meta.Actor, meta.TraceParent = started.CreatedBy, started.TraceParent
 		}
 		a.Events[i] = eventstore.Event{ID: id, Type: typ, SchemaVersion: schema, Data: data, Metadata: meta}
-		if n, told := saga.NoticeOf(ev); told && tell {
+		if n, told := saga.NoticeOf(ev); told && publish {
 			notices++
 			m, err := message(next, n, notices, r.state.Version+int64(i)+1)
 			if err != nil {

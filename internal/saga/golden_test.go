@@ -110,7 +110,7 @@ func goldenHistories(t *testing.T) map[string]*history {
 	abandoned.ends("reserve", Action, Succeeded)
 	abandoned.ends("charge", Action, Succeeded)
 	abandoned.ends("label", Action, Rejected)
-	abandoned.abandoned("ann", "the participants are gone for good")
+	abandoned.abandoned("ann", "the participants do not exist any more")
 	abandoned.phaseIs(Abandoned)
 
 	return map[string]*history{"abandoned": abandoned, "unasked": unasked, "resent": resent, "completed": completed, "compensated": compensated, "parked": parked, "answered": answered, "decided": decided}

@@ -8,7 +8,8 @@ import (
 // Phase is where a saga stands as a whole.
 type Phase string
 
-// The phases. Completed, Compensated and Abandoned are terminal and never change again; CompensationFailed is parked until a person decides.
+// The phases. Completed, Compensated and Abandoned are terminal and never change again;
+// CompensationFailed is parked until a person decides.
 const (
 	Pending            Phase = "Pending"
 	Running            Phase = "Running"

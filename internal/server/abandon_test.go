@@ -28,7 +28,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
-// fakeAbandoner records calls and fails as it is told. It knows no saga by its uid alone.
+// fakeAbandoner records calls and fails with its err. It knows no saga by its uid alone.
 type fakeAbandoner struct {
 	mu   sync.Mutex
 	fail error
@@ -189,10 +189,10 @@ func TestAbandonNeedsItsOwnRight(t *testing.T) {
 	r.record(uid, r.ns, "order-1")
 	r.record(orphan, r.ns, "order-2")
 	for who, account := range map[string]string{
-		"an editor":                       r.token(r.account("editor", r.ns, "saga-viewer", "saga-editor"), audience),
-		"a decider":                       r.token(r.account("decider", r.ns, "saga-viewer", "saga-editor", "saga-decider"), audience),
-		"an abandoner in another one":     r.token(r.account("stranger", other, "saga-abandoner"), audience),
-		"somebody without a right at all": r.token(r.account("guest", r.ns), audience),
+		"an editor":                   r.token(r.account("editor", r.ns, "saga-viewer", "saga-editor"), audience),
+		"a decider":                   r.token(r.account("decider", r.ns, "saga-viewer", "saga-editor", "saga-decider"), audience),
+		"an abandoner in another one": r.token(r.account("stranger", other, "saga-abandoner"), audience),
+		"a user without any right":    r.token(r.account("guest", r.ns), audience),
 	} {
 		for name, uid := range map[string]string{"order-1": uid, "order-2": orphan} {
 			a := r.abandon(account, name, abandonBody(uid))

@@ -139,16 +139,16 @@ func TestWhoMayDoWhatIsTheClustersWord(t *testing.T) {
 		token string
 		want  func(operation string) int // 0 is success
 	}{
-		"nobody":                      {"", always(http.StatusUnauthorized)},
-		"junk":                        {"junk", always(http.StatusUnauthorized)},
-		"a forged signature":          {forged(good), always(http.StatusUnauthorized)},
-		"an expired token":            {r.signed(good, time.Now().Add(-10*time.Minute)), always(http.StatusUnauthorized)},
-		"the same, not yet expired":   {r.signed(good, time.Now().Add(time.Hour)), always(0)}, // it is the time that makes the difference, and not who has signed
-		"an account that is gone":     {revoked, always(http.StatusUnauthorized)},
-		"a token for the API server":  {r.token(chief), always(http.StatusUnauthorized)},
-		"a token for somebody else":   {r.token(chief, "vault"), always(http.StatusUnauthorized)},
-		"an editor of another":        {r.token(outsider, audience), always(http.StatusForbidden)},
-		"somebody without any rights": {r.token(r.account("guest", r.ns), audience), always(http.StatusForbidden)},
+		"no token":                     {"", always(http.StatusUnauthorized)},
+		"junk":                         {"junk", always(http.StatusUnauthorized)},
+		"a forged signature":           {forged(good), always(http.StatusUnauthorized)},
+		"an expired token":             {r.signed(good, time.Now().Add(-10*time.Minute)), always(http.StatusUnauthorized)},
+		"the same, not yet expired":    {r.signed(good, time.Now().Add(time.Hour)), always(0)}, // it is the time that makes the difference, and not who has signed
+		"an account that is gone":      {revoked, always(http.StatusUnauthorized)},
+		"a token for the API server":   {r.token(chief), always(http.StatusUnauthorized)},
+		"a token for another audience": {r.token(chief, "vault"), always(http.StatusUnauthorized)},
+		"an editor of another":         {r.token(outsider, audience), always(http.StatusForbidden)},
+		"a user without any right":     {r.token(r.account("guest", r.ns), audience), always(http.StatusForbidden)},
 		"a viewer": {r.token(viewer, audience), func(id string) int {
 			if reads[id] {
 				return 0

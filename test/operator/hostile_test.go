@@ -417,7 +417,7 @@ func TestOperatorSurvivesLargeOutputs(t *testing.T) {
 }
 
 // TestOperatorSurvivesCostlyExpressions has sagas whose definitions take about a second to check, and
-// others whose settings take about as long as is allowed to render, beside those of another namespace.
+// others whose settings take about as long as is allowed to render, beside the sagas of another namespace.
 func TestOperatorSurvivesCostlyExpressions(t *testing.T) {
 	a := newTarget(t, "shop", "hostile")
 	url := a.startParticipant(`{"x":1}`)

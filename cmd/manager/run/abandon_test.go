@@ -104,7 +104,7 @@ func TestAbandonCommandPrintsWhatMayRemain(t *testing.T) {
 		t.Errorf("recorded %+v", all)
 	}
 	untouched := r.record()
-	if code, out := r.command(untouched, "--reason=nobody needs it", "--by", "ann"); code != exitOK || !strings.Contains(out, "no effects") {
+	if code, out := r.command(untouched, "--reason=it is not needed", "--by", "ann"); code != exitOK || !strings.Contains(out, "no effects") {
 		t.Errorf("before the first attempt: exit code %d, %s", code, out)
 	}
 	if all := r.abandonments(untouched); len(all) != 1 || all[0].By != "ann" {
