@@ -12,7 +12,6 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/engine"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
-	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -58,14 +57,11 @@ func parseAbandon(args []string) (asked abandonRequest, rest []string, err error
 
 // abandon abandons a saga in the database, without the API server and the HTTP API.
 func abandon(ctx context.Context, c Config, asked abandonRequest, out io.Writer) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: string(c.DatabaseURL), MaxConns: 2})
+	pool, err := openDatabase(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	if err := postgres.CheckSchema(ctx, pool); err != nil {
-		return err
-	}
 	machine, err := engine.New(engine.Options{Store: storepg.New(pool), Notify: func(engine.Key) {}})
 	if err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/internal/cqrs"
-	"github.com/vextrus/saga-operator/internal/postgres"
 )
 
 const eventsUsage = `events list [SUBSCRIPTION] | retry SUBSCRIPTION ID | drop SUBSCRIPTION ID REASON`
@@ -53,14 +52,11 @@ func parseEvents(said []string) (asked askedOfEvents, err error) {
 
 // ofEvents does what `manager events …` asks for.
 func ofEvents(ctx context.Context, c Config, asked askedOfEvents, out io.Writer) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: string(c.DatabaseURL), MaxConns: 2})
+	pool, err := openDatabase(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	if err := postgres.CheckSchema(ctx, pool); err != nil {
-		return err
-	}
 	if asked.verb == "list" {
 		all, err := cqrs.DeadLetters(ctx, pool, asked.subscription, listed+1)
 		if err != nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/vextrus/saga-operator/internal/outbox"
-	"github.com/vextrus/saga-operator/internal/postgres"
 )
 
 const outboxUsage = `outbox sinks | list [SELECTION] | retry SELECTION | drop REASON SELECTION
@@ -135,14 +134,11 @@ func parseAge(v string) (time.Duration, error) {
 
 // ofOutbox does what `manager outbox …` asks for.
 func ofOutbox(ctx context.Context, c Config, asked askedOfOutbox, out io.Writer) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: string(c.DatabaseURL), MaxConns: 2})
+	pool, err := openDatabase(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	if err := postgres.CheckSchema(ctx, pool); err != nil {
-		return err
-	}
 	switch asked.verb {
 	case "sinks":
 		all, err := outbox.Statuses(ctx, pool)

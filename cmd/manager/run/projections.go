@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/projection"
 )
 
@@ -80,14 +79,11 @@ func parseProjections(args []string) (asked askedOfProjections, rest []string, e
 
 // projections does what `manager projections …` asks for.
 func projections(ctx context.Context, c Config, asked askedOfProjections, out io.Writer) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: string(c.DatabaseURL), MaxConns: 2})
+	pool, err := openDatabase(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	if err := postgres.CheckSchema(ctx, pool); err != nil {
-		return err
-	}
 	name := asked.name
 	switch asked.verb {
 	case "rebuild":
