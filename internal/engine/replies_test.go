@@ -30,6 +30,11 @@ type replyRig struct {
 
 func newReplyRig(t *testing.T, output string, response json.RawMessage) *replyRig {
 	t.Helper()
+	return newReplyRigWithInput(t, output, response, start(nil).Input)
+}
+
+func newReplyRigWithInput(t *testing.T, output string, response, input json.RawMessage) *replyRig {
+	t.Helper()
 	r := &replyRig{key: newKey(t)}
 	store := memory.New()
 	p := later("pay", time.Minute, func(c participant.Call) {
@@ -45,7 +50,9 @@ func newReplyRig(t *testing.T, output string, response json.RawMessage) *replyRi
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Shutdown(t.Context()) })
-	if _, err := r.Advance(t.Context(), r.key, start(def)); err != nil {
+	obs := start(def)
+	obs.Input = input
+	if _, err := r.Advance(t.Context(), r.key, obs); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Wait()
@@ -70,6 +77,20 @@ func TestAdvanceEvaluatesSmallReplyAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		newReplyRig(t, "${response.body.id}", json.RawMessage(`{"body":{"id":"p-1"}}`)).wantOutput(t)
+	})
+}
+
+// TestAdvanceEvaluatesSmallReplyLaterIfInputIsLarge has an output that reads an input of 32 KiB.
+func TestAdvanceEvaluatesSmallReplyLaterIfInputIsLarge(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		input := json.RawMessage(`{"order":"p-1","rest":"` + strings.Repeat("x", 2*smallStateBytes) + `"}`)
+		r := newReplyRigWithInput(t, "${input.order}", json.RawMessage(`{"body":{}}`), input)
+		if _, err := r.advance(t); !errors.Is(err, ErrPreparing) {
+			t.Fatalf("before it is evaluated: %v", err)
+		}
+		synctest.Wait()
+		r.wantOutput(t)
 	})
 }
 
@@ -166,8 +187,12 @@ func TestInvalidReplyIsUnknown(t *testing.T) {
 		r := newReplyRig(t, "${response.body.id + '!'}", json.RawMessage(`[]`))
 		_, _ = r.advance(t)
 		synctest.Wait()
-		if s, err := r.advance(t); err != nil || s.Step("pay").Do.Reason != reasonOutput {
-			t.Errorf("%+v, %v", s.Step("pay").Do, err)
+		s, err := r.advance(t)
+		if err != nil || s.Version == 0 {
+			t.Fatalf("the reply is not recorded: %v", err)
+		}
+		if do := s.Step("pay").Do; do.Reason != reasonOutput {
+			t.Errorf("%+v", do)
 		}
 	})
 }

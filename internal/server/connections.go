@@ -98,11 +98,12 @@ func (l *connectionLimiter) admit(conn net.Conn) (admitted, evicted net.Conn) {
 
 // victim returns the connection that is closed for a new one of an address that has its share, or
 // nil: the oldest waiting connection of the address that has most of them. A slow client thus
-// outlasts an attacker who holds many connections. l.mu is held, as in all methods below.
+// outlasts an attacker who holds many connections. No address exceeds half of the total by it, because
+// the other address has more and has at most that. l.mu is held, as in all methods below.
 func (l *connectionLimiter) victim(own *peer) *connection {
 	var most *peer
 	for _, p := range l.byAddress {
-		if p != own && (p.open <= own.open || own.open >= half(l.total)) || p.waiting.Len() == 0 {
+		if p != own && p.open <= own.open || p.waiting.Len() == 0 {
 			continue
 		}
 		if most == nil || p.waiting.Len() > most.waiting.Len() ||
