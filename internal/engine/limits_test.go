@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/eventstore/memory"
@@ -38,8 +39,10 @@ func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
 	if _, err := b.engine.Advance(t.Context(), k, start(def)); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.engine.pool.drain(t.Context()); err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := b.engine.pool.drain(ctx); err != nil {
+		t.Fatalf("the attempts keep their places: %v", err)
 	}
 	for rounds := 1; ; rounds++ {
 		r, err := b.engine.Advance(t.Context(), k, start(def))
@@ -55,6 +58,25 @@ func TestAdvanceRecordsOutputsThatDoNotFitIntoOneAppend(t *testing.T) {
 		}
 	}
 	_ = b.engine.Shutdown(t.Context())
+}
+
+func TestWaitingOutputsHaveLimitOfSaga(t *testing.T) {
+	t.Parallel()
+	const size, attempts = 250 << 10, 20
+	r, dropped := newRunning(Key{}, newBudgets(Memory{}), time.Now), 0
+	for i := range attempts {
+		a := saga.Attempt{EffectID: saga.EffectID{Step: fmt.Sprint("s", i), Direction: saga.Action}, Number: 1}
+		r.begin(a, func() {})
+		r.end(saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: make(json.RawMessage, size)})
+	}
+	for _, o := range r.waiting() {
+		if o.Reason == saga.ReasonOutputTooLarge && o.Output == nil {
+			dropped++
+		}
+	}
+	if want := attempts - saga.MaxSagaOutputBytes/size; dropped != want || r.outputBytes() > saga.MaxSagaOutputBytes {
+		t.Errorf("%d outputs are dropped, want %d; the others have %d bytes", dropped, want, r.outputBytes())
+	}
 }
 
 func TestFittingKeepsAtLeastOneOutcome(t *testing.T) {

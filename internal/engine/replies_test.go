@@ -224,13 +224,17 @@ func TestRepliesOfOneSagaAreRecordedTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 		var s saga.State
-		for range 10 {
+		for i := range 10 {
 			r, err := e.Advance(t.Context(), k, start(def))
 			if err != nil && !errors.Is(err, ErrPreparing) {
 				t.Fatal(err)
 			}
 			if s = r.State; s.Phase.Terminal() {
 				break
+			}
+			synctest.Wait()
+			if n := len(e.sagas[k.UID].waiting()); i == 1 && (n == 0 || n > maxReplies+2) {
+				t.Errorf("the outputs of %d replies wait to be recorded, want at most %d", n, maxReplies+2)
 			}
 			<-time.After(2 * replyTimeout)
 		}
