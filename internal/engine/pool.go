@@ -2,95 +2,94 @@ package engine
 
 import (
 	"context"
-	"slices"
 	"sync"
+
+	"github.com/vextrus/saga-operator/internal/turns"
 )
 
-// pool runs jobs, so many at once; the others wait their turn without a goroutine each. Jobs come in groups, one for each namespace: groups take turns, and none can take all places, so that
-// somebody whose participants all hang does not hold up everybody else's sagas.
+// pool runs jobs, at most a number of them at once. The others wait their turn without a goroutine each.
+// Jobs belong to namespaces, which take turns. A running job cannot be preempted, so a namespace gets at
+// most half of the places that the others leave, and an eighth of the places is for namespaces that have
+// none: one whose participants all hang does not hold up the sagas of another.
 type pool struct {
-	limit int
+	limit    int
+	reserved int // places for namespaces that have none
 
 	mu      sync.Mutex
 	active  int
-	groups  map[string]*group // those of which a job runs or waits
-	waiting []*group          // those of which a job waits, whose turn it is first
-	drained chan struct{}     // closed when nothing is left; nil while nobody waits for it
+	places  map[string]int // of each namespace
+	waiting turns.Queue[*job]
+	drained chan struct{} // closed when nothing is left; nil while nobody waits for it
 }
 
-// group is the jobs of one namespace.
-type group struct {
-	name   string
-	active int
-	queue  []func()
+// job is what a pool runs.
+type job struct {
+	namespace string
+	run       func()
 }
 
-func newPool(limit int) *pool { return &pool{limit: limit, groups: map[string]*group{}} }
+func newPool(limit int) *pool {
+	return &pool{limit: limit, reserved: min((limit+7)/8, limit-1), places: map[string]int{}}
+}
 
-func (p *pool) submit(name string, job func()) {
+func (p *pool) submit(namespace string, run func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	g := p.groups[name]
-	if g == nil {
-		g = &group{name: name}
-		p.groups[name] = g
-	}
-	if g.queue = append(g.queue, job); len(g.queue) == 1 {
-		p.waiting = append(p.waiting, g)
-	}
-	if g, job := p.take(); job != nil {
-		go p.work(g, job)
-	}
+	p.waiting.Push(namespace, false, &job{namespace: namespace, run: run})
+	p.start()
 }
 
-// admits reports whether a group may have one place more. The last quarter of the places is for groups that have less than an eighth of them.
-func (p *pool) admits(g *group) bool {
-	return p.active < p.limit-p.limit/4 || p.active < p.limit && g.active < max(p.limit/8, 1)
+// start runs the jobs that wait and may run. p.mu is held.
+func (p *pool) start() {
+	for j := p.take(); j != nil; j = p.take() {
+		go p.work(j)
+	}
 }
 
 // take removes the job whose turn it is, and gives it a place; nil when none may run. p.mu is held.
-func (p *pool) take() (*group, func()) {
-	for i, g := range p.waiting {
-		if !p.admits(g) {
-			continue
-		}
-		job := g.queue[0]
-		g.queue[0] = nil
-		g.queue = g.queue[1:]
-		p.waiting = slices.Delete(p.waiting, i, i+1)
-		if len(g.queue) > 0 {
-			p.waiting = append(p.waiting, g) // behind the others
-		} else {
-			g.queue = nil
-		}
-		p.active++
-		g.active++
-		return g, job
+func (p *pool) take() *job {
+	j, ok := p.waiting.Pop(p.admits)
+	if !ok {
+		return nil
 	}
-	return nil, nil
+	p.active++
+	p.places[j.namespace]++
+	return j
+}
+
+// admits reports whether a namespace may have one place more. p.mu is held.
+func (p *pool) admits(namespace string) bool {
+	own := p.places[namespace]
+	if own == 0 {
+		return p.active < p.limit
+	}
+	shared := p.limit - p.reserved
+	left := shared - (p.active - own) // by the others
+	return p.active < shared && own < (left+1)/2
 }
 
 // work runs a job and then whatever waits, until nothing does that may run.
-func (p *pool) work(g *group, job func()) {
-	for job != nil {
-		job()
-		g, job = p.next(g)
+func (p *pool) work(j *job) {
+	for j != nil {
+		j.run()
+		j = p.next(j)
 	}
 }
 
-func (p *pool) next(done *group) (*group, func()) {
+func (p *pool) next(done *job) *job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.active--
-	if done.active--; done.active == 0 && len(done.queue) == 0 {
-		delete(p.groups, done.name)
+	if p.places[done.namespace]--; p.places[done.namespace] == 0 {
+		delete(p.places, done.namespace)
 	}
-	g, job := p.take()
+	j := p.take()
+	p.start() // one place less for a namespace may be one more for two others
 	if p.active == 0 && p.drained != nil {
 		close(p.drained)
 		p.drained = nil
 	}
-	return g, job
+	return j
 }
 
 // drain waits until no job runs or waits.

@@ -16,29 +16,39 @@ func hold(p *pool, name string, n int, release <-chan struct{}) <-chan string {
 	return began
 }
 
-func TestOneNamespaceDoesNotTakeAllPlaces(t *testing.T) {
+func TestPoolNamespaceHasHalfOfWhatOthersLeave(t *testing.T) {
 	t.Parallel()
-	p, release := newPool(32), make(chan struct{})
-	hog := hold(p, "hog", 100, release)
-	for range 24 { // three quarters
-		<-hog
+	p, release := newPool(32), make(chan struct{}) // 28 for all, 4 for namespaces that have none
+	began := map[string]<-chan string{}
+	for _, ns := range []struct {
+		name   string
+		places int
+	}{{"first", 14}, {"second", 7}, {"third", 4}, {"fourth", 2}, {"fifth", 1}} {
+		began[ns.name] = hold(p, ns.name, 100, release)
+		for range ns.places {
+			<-began[ns.name]
+		}
 	}
-	other, third := hold(p, "other", 10, release), hold(p, "third", 1, release)
-	for range 4 { // an eighth
-		<-other
+	for _, name := range []string{"sixth", "seventh", "eighth", "ninth"} { // one each, with everything else taken
+		began[name] = hold(p, name, 100, release)
+		<-began[name]
 	}
-	<-third // what is left is still for those who have little
 	p.mu.Lock()
-	if p.active != 29 || len(hog) != 0 || len(other) != 0 {
-		t.Errorf("%d run; the others are %d and %d", p.active, len(hog), len(other))
+	if p.active != 32 {
+		t.Errorf("%d run, want 32", p.active)
 	}
 	p.mu.Unlock()
+	for name, more := range began {
+		if len(more) != 0 {
+			t.Errorf("%s has more than its share", name)
+		}
+	}
 	close(release)
 	if err := p.drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(hog) != 76 || len(other) != 6 || len(p.groups) != 0 {
-		t.Errorf("%d and %d more have run, %d groups are left", len(hog), len(other), len(p.groups))
+	if len(p.places) != 0 || p.waiting.Len() != 0 {
+		t.Errorf("places are held by %v, and %d jobs wait", p.places, p.waiting.Len())
 	}
 }
 
@@ -76,8 +86,8 @@ func TestAPoolOfAnySizeRunsEverything(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		if err := p.drain(t.Context()); err != nil || p.active != 0 || len(p.waiting) != 0 {
-			t.Errorf("limit %d: %v, %d run and %d groups wait", limit, err, p.active, len(p.waiting))
+		if err := p.drain(t.Context()); err != nil || p.active != 0 || p.waiting.Len() != 0 {
+			t.Errorf("limit %d: %v, %d run and %d wait", limit, err, p.active, p.waiting.Len())
 		}
 	}
 }
