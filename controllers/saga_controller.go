@@ -11,7 +11,6 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -98,13 +97,13 @@ func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconci
 		MaxConcurrentReconciles: r.Concurrency,
 		RateLimiter:             r.limiter,
 		RecoverPanic:            new(true),
-		UsePriorityQueue:        new(true),
+		NewQueue:                r.newQueue,
 		SkipNameValidation:      new(r.AnyName),
 	})
 	if err != nil {
 		return err
 	}
-	if err := c.Watch(source.TypedFunc[engine.Key](r.takeQueue)); err != nil {
+	if err := c.Watch(source.TypedFunc[engine.Key](r.noteStart)); err != nil {
 		return err
 	}
 	if err := c.Watch(r.sagas(mgr.GetCache())); err != nil {
@@ -178,26 +177,35 @@ func unlessPreparing(err error) error {
 	return err
 }
 
-// Enqueue queues a saga for which an outcome is waiting, ahead of those that have nothing under way yet: when there are more than the API server can show, it is better
-// to finish the ones that have begun than to begin more. It never blocks. Before the controller has started there is nothing to queue it in, and no need: recovery
-// finds it.
-func (r *SagaReconciler) Enqueue(k engine.Key) { r.add(k, 1) }
-
-// add queues a key with a priority; the higher goes first.
-func (r *SagaReconciler) add(k engine.Key, priority int) {
+// Enqueue queues a saga for which an outcome is waiting, ahead of the others of its namespace. It never
+// blocks. Before the controller has started there is nothing to queue it in, and no need: recovery finds it.
+func (r *SagaReconciler) Enqueue(k engine.Key) {
 	q := r.queue.Load()
 	if q == nil {
 		return
 	}
-	if pq, ok := (*q).(priorityqueue.PriorityQueue[engine.Key]); ok {
-		pq.AddWithOpts(priorityqueue.AddOpts{Priority: &priority}, k)
+	if fair, ok := (*q).(*fairQueue); ok {
+		fair.AddUrgent(k)
 		return
 	}
 	(*q).Add(k)
 }
 
-func (r *SagaReconciler) takeQueue(_ context.Context, q queue) error {
+// add queues a key.
+func (r *SagaReconciler) add(k engine.Key) {
+	if q := r.queue.Load(); q != nil {
+		(*q).Add(k)
+	}
+}
+
+func (r *SagaReconciler) newQueue(name string, limiter workqueue.TypedRateLimiter[engine.Key]) queue {
+	var q queue = newFairQueue(name, limiter)
 	r.queue.Store(&q)
+	return q
+}
+
+// noteStart is a source of no keys, which the controller starts when it has a queue.
+func (r *SagaReconciler) noteStart(context.Context, queue) error {
 	close(r.started)
 	return nil
 }

@@ -4,30 +4,9 @@ import (
 	"testing"
 	"time"
 
-	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
-
 	v1 "github.com/vextrus/saga-operator/api/v1"
-	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
-
-func TestSagasThatHaveBegunGoAheadOfNewOnes(t *testing.T) {
-	t.Parallel()
-	q := priorityqueue.New[engine.Key]("test")
-	defer q.ShutDown()
-	r := &SagaReconciler{}
-	limiting := queue(q)
-	r.queue.Store(&limiting)
-	first, second, begun := engine.Key{UID: "first"}, engine.Key{UID: "second"}, engine.Key{UID: "begun"}
-	q.Add(first)
-	q.Add(second)
-	r.Enqueue(begun)
-	for _, want := range []engine.Key{begun, first, second} {
-		if got, _ := q.Get(); got != want {
-			t.Errorf("%q comes next, want %q", got.UID, want.UID)
-		}
-	}
-}
 
 func TestAnAPIServerThatIsSlowIsShownLess(t *testing.T) {
 	t.Parallel()

@@ -68,7 +68,7 @@ func (v *recovery) awaitStore(ctx context.Context) {
 	}
 	v.r.lost.clear()
 	for _, k := range v.r.notes.failing() {
-		v.r.add(k, 0)
+		v.r.add(k)
 	}
 }
 
@@ -82,7 +82,7 @@ func (r *SagaReconciler) queueUnfinished(ctx context.Context) (err error) {
 	err = r.Engine.Unfinished(ctx, func(k engine.Key) bool {
 		if r.Watches(k.Namespace) {
 			r.notes.change(k, func(n *note) { n.doubted = true })
-			r.add(k, 0)
+			r.add(k)
 			n++
 		}
 		return ctx.Err() == nil
