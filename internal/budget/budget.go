@@ -41,6 +41,13 @@ func (b *Budget) Used() int64 {
 	return b.used
 }
 
+// Waiting returns the number of calls of [Account.Wait] that have not been granted their amount yet.
+func (b *Budget) Waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting.Len()
+}
+
 // Account is the amount that one job of a tenant holds. It is safe for concurrent use.
 type Account struct {
 	budget *Budget

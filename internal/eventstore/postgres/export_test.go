@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/vextrus/saga-operator/internal/budget"
 )
 
 // NewPatient is NewGathering for a test that holds flushes up, on a machine that may be busy besides.
@@ -17,10 +19,10 @@ func NewPatient(pool *pgxpool.Pool, flushers int) *Gathering {
 // AnnounceEvery is the least time between two announcements.
 const AnnounceEvery = announceEvery
 
-// NewNarrow is NewPatient with so much room only.
+// NewNarrow is NewPatient with so much room only for one namespace.
 func NewNarrow(pool *pgxpool.Pool, flushers, bytes int) *Gathering {
 	g := NewPatient(pool, flushers)
-	g.makeRoom(bytes)
+	g.room = budget.New(2 * int64(bytes))
 	return g
 }
 
@@ -51,10 +53,10 @@ func (g *Gathering) AwaitFlushers(t testing.TB, n int) {
 	g.await(t, func() bool { return g.active == n && len(g.busy) == n })
 }
 
-// AwaitWaitingForRoom waits until an append waits for room: then not even room for nothing is given to others.
+// AwaitWaitingForRoom waits until an append waits for room.
 func (g *Gathering) AwaitWaitingForRoom(t testing.TB) {
 	t.Helper()
-	g.await(t, func() bool { return !g.room.TryAcquire(0) })
+	g.await(t, func() bool { return g.room.Waiting() > 0 })
 }
 
 func (g *Gathering) await(t testing.TB, reached func() bool) {

@@ -1,9 +1,11 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"golang.org/x/sync/semaphore"
 
+	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 )
 
@@ -23,7 +25,8 @@ const (
 	maxFlushBytes = 8 << 20
 	// flushTimeout bounds a transaction. Callers have contexts of their own; a flush belongs to all of them.
 	flushTimeout = 30 * time.Second
-	// maxWaitingBytes bounds what waits for a flush or is in one; at least one append of the largest size has to fit. Further callers wait until there is room.
+	// maxWaitingBytes bounds what waits for a flush or is in one. Further callers wait until there is room. A namespace has
+	// at most half of what the others leave, so that half of it is the size of the largest append.
 	maxWaitingBytes = 2 * eventstore.MaxAppendBytes
 	// pendingBytes is what an append costs besides its data.
 	pendingBytes = 2 << 10
@@ -31,13 +34,13 @@ const (
 
 // Gathering is a Store that commits the appends of many callers together. Each append still succeeds or loses by itself; what is shared is the round trip
 // and the commit, which cost most. There is no timer: whatever has come together while earlier flushes were under way goes into the next one, so an
-// append that finds nobody else waits for nobody. The appends of one stream are committed one after the other, in the order in which they came.
+// append that finds nobody else waits for nobody. The appends of one stream are committed one after the other, in the order in which they came. Where more
+// waits than fits into a flush, namespaces take turns.
 type Gathering struct {
 	*Store
 	flushers int
-	timeout  time.Duration // of a flush
-	most     int           // bytes of room
-	room     *semaphore.Weighted
+	timeout  time.Duration  // of a flush
+	room     *budget.Budget // in bytes
 
 	mu     sync.Mutex
 	queue  []*pending
@@ -53,6 +56,8 @@ var _ eventstore.Store = (*Gathering)(nil)
 type pending struct {
 	append    *eventstore.Append
 	bytes     int
+	namespace string // of the saga, if it is one's
+	room      *budget.Account
 	done      chan struct{}
 	result    result
 	abandoned bool // guarded by Gathering.mu
@@ -64,11 +69,9 @@ type pending struct {
 // It takes as many of the pool's connections. Close it before the pool.
 func NewGathering(pool *pgxpool.Pool, flushers int, options ...Option) *Gathering {
 	g := &Gathering{Store: New(pool, options...), flushers: max(flushers, 1), timeout: flushTimeout, busy: map[string]bool{}, idle: make(chan struct{})}
-	g.makeRoom(maxWaitingBytes)
+	g.room = budget.New(maxWaitingBytes)
 	return g
 }
-
-func (g *Gathering) makeRoom(bytes int) { g.most, g.room = bytes, semaphore.NewWeighted(int64(bytes)) }
 
 // Append implements eventstore.Store. It waits for room where too much waits for the database already. When ctx ends first, the append has not been sent or
 // its fate is unknown; either way nothing is half done.
@@ -77,14 +80,18 @@ func (g *Gathering) Append(ctx context.Context, a eventstore.Append) (eventstore
 		return eventstore.Appended{}, err
 	}
 	p := &pending{append: &a, bytes: a.Size() + pendingBytes, done: make(chan struct{})}
+	if a.State != nil {
+		p.namespace = a.State.Namespace
+	}
+	p.room = g.room.Open(p.namespace)
 	if err := ctx.Err(); err != nil {
 		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, err)
 	}
-	if err := g.room.Acquire(ctx, g.weight(p)); err != nil {
+	if err := p.room.Wait(ctx, min(int64(p.bytes), g.room.Share())); err != nil {
 		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: waiting for room: %w", a.Stream, err)
 	}
 	if !g.enqueue(p) {
-		g.room.Release(g.weight(p))
+		p.room.Close()
 		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w: the store is closed", a.Stream, eventstore.ErrUnavailable)
 	}
 	select {
@@ -97,8 +104,6 @@ func (g *Gathering) Append(ctx context.Context, a eventstore.Append) (eventstore
 		return eventstore.Appended{}, fmt.Errorf("appending to stream %s: %w", a.Stream, ctx.Err())
 	}
 }
-
-func (g *Gathering) weight(p *pending) int64 { return int64(min(p.bytes, g.most)) }
 
 // Close takes no more appends and waits until all that wait have their answers, or until ctx is done.
 func (g *Gathering) Close(ctx context.Context) error {
@@ -144,7 +149,23 @@ func (g *Gathering) flushAll() {
 	}
 }
 
-// take removes the next batch from the queue: the oldest appends, one of each stream, and none of a stream that another flush is about. It first lets go of what
+// takeTurns brings what waits into the order in which it is taken, if it is more than one flush takes: that
+// of which the namespace has the fewest bytes before it comes first. The order within a namespace, and so of
+// a stream, stays.
+func takeTurns(queue []*pending) {
+	total, before := 0, map[string]int{}
+	ahead := make(map[*pending]int, len(queue))
+	for _, p := range queue {
+		ahead[p] = before[p.namespace]
+		before[p.namespace] += p.bytes
+		total += p.bytes
+	}
+	if len(before) > 1 && (len(queue) > maxFlush || total > maxFlushBytes) {
+		slices.SortStableFunc(queue, func(a, b *pending) int { return cmp.Compare(ahead[a], ahead[b]) })
+	}
+}
+
+// take removes the next batch from the queue: the first appends, one of each stream, and none of a stream that another flush is about. It first lets go of what
 // the flusher has done. An empty batch ends the flusher.
 func (g *Gathering) take(done []*pending) []*pending {
 	g.mu.Lock()
@@ -153,6 +174,7 @@ func (g *Gathering) take(done []*pending) []*pending {
 		delete(g.busy, p.append.Stream)
 		p.rivals = nil
 	}
+	takeTurns(g.queue)
 	var batch, rest []*pending
 	bytes := 0
 	leaders := make(map[string]*pending, min(len(g.queue), maxFlush))
@@ -165,7 +187,7 @@ func (g *Gathering) take(done []*pending) []*pending {
 		stream := p.append.Stream
 		switch {
 		case p.abandoned: // nobody waits for it, and it has not been sent
-			g.room.Release(g.weight(p))
+			p.room.Close()
 		case (len(batch) == 0 || bytes+p.bytes <= maxFlushBytes) && !g.busy[stream] && !passed[stream]:
 			bytes += p.bytes
 			g.busy[stream] = true
@@ -306,6 +328,6 @@ func (g *Gathering) finish(p *pending, r result) {
 	default:
 		p.result = r
 		close(p.done)
-		g.room.Release(g.weight(p))
+		p.room.Close()
 	}
 }
