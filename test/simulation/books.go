@@ -36,14 +36,22 @@ type send struct {
 	at     time.Time
 	// knew says what the node had read of the saga's history then.
 	knewRollback, knewSuspended bool
-	// inTime is true if the effect's last recorded start was no longer ago than an attempt may take.
+	// inTime is true if the node's last recorded start of the effect was no longer ago than an attempt may take.
 	inTime bool
+}
+
+// startOf names the starts of an effect that a node recorded.
+type startOf struct {
+	node *node
+	key  string
 }
 
 // records is what was recorded of one saga, with the step of the world in which it was.
 type records struct {
-	started      map[string]int       // attempts of an effect, by key
-	lastStart    map[string]time.Time // when an attempt of an effect was last recorded as started or sent again, by key
+	started map[string]int // attempts of an effect, by key
+	// lastStart is when a node last recorded that it starts or sends an attempt of an effect. A node calls for no other starts,
+	// and their times are by its own clock.
+	lastStart    map[startOf]time.Time
 	compensating int
 	suspended    int64 // the generation in the latest SagaSuspended
 	decisions    int
@@ -100,7 +108,7 @@ func newBooks(w *World) *books {
 
 // open makes the pages of a saga.
 func (b *books) open(s *testSaga) {
-	b.records[s.uid] = &records{started: map[string]int{}, lastStart: map[string]time.Time{}, known: map[*node]*knowledge{}}
+	b.records[s.uid] = &records{started: map[string]int{}, lastStart: map[startOf]time.Time{}, known: map[*node]*knowledge{}}
 	for i := range s.steps {
 		st := &s.steps[i]
 		act := &effect{key: s.uid + "/" + st.name + "/action", name: s.name + "/" + st.name + "/action", saga: s, step: st, busy: st.busy, rejects: st.rejects, fates: map[fate]bool{}}
@@ -188,7 +196,7 @@ func (e *effect) decide(w *World) reply {
 func (b *books) sending(n *node, e *effect) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	k, start := b.knowledge(n, e.saga.uid), b.records[e.saga.uid].lastStart[e.key]
+	k, start := b.knowledge(n, e.saga.uid), b.records[e.saga.uid].lastStart[startOf{n, e.key}]
 	b.sends = append(b.sends, send{
 		node: n.id, effect: e, step: b.w.step, at: time.Now(), knewRollback: k.rollback, knewSuspended: k.suspended,
 		inTime: n.clock().Sub(start) <= e.step.timeout, // by its own clock
@@ -234,12 +242,12 @@ func (b *books) appended(n *node, a *eventstore.Append) {
 		switch e := e.(type) {
 		case saga.AttemptStarted:
 			r.started[e.Key(uid)]++
-			r.lastStart[e.Key(uid)] = e.DecidedAt()
+			r.lastStart[startOf{n, e.Key(uid)}] = e.DecidedAt()
 			if n.state == nodeStopping {
 				b.inGrace = append(b.inGrace, fmt.Sprintf("%s of %s by %s", e.Attempt, b.w.named(a.Stream), n.id))
 			}
 		case saga.AttemptResent:
-			r.lastStart[e.Key(uid)] = e.DecidedAt()
+			r.lastStart[startOf{n, e.Key(uid)}] = e.DecidedAt()
 		case saga.SagaCompensating:
 			r.compensating = b.w.step
 		case saga.SagaSuspended:
