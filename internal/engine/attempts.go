@@ -29,9 +29,14 @@ func (e *Engine) lost(r *running, plan *saga.Plan) []saga.Attempt {
 }
 
 // runDifference makes the attempts that are under way those that should be. While the saga is
-// suspended, or the process about to end, none is started.
+// suspended, or the process about to end, none is started. When a user cancels or deletes the saga, the
+// calls of its actions end at once: a participant that hangs must not hold a place of the namespace for
+// nothing. Whether such an action happened is unknown, so its undo waits until the call can do no more.
 func (e *Engine) runDifference(r *running, draining bool) {
 	start := r.difference(r.plan.InFlight(r.state))
+	if r.state.Phase == saga.Compensating && (r.observed.Cancel || r.observed.Delete) {
+		r.interruptActions(errInterrupted)
+	}
 	if draining || r.state.Suspended {
 		return
 	}
@@ -42,15 +47,15 @@ func (e *Engine) runDifference(r *running, draining bool) {
 
 func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 	// The attempt outlives the reconcile that starts it, so its context is its own. Its time begins when it gets its place in the pool.
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	if !r.begin(a, cancel) {
-		cancel()
+		cancel(nil)
 		return
 	}
 	in := r.attemptInput(a)
 	over, kind := r.state.Step(a.Step).Effect(a.Direction).SentAt.Add(r.plan.AttemptTimeout(a)), r.plan.Kind(a)
 	e.pool.submit(r.key.Namespace, func() {
-		defer cancel()
+		defer cancel(nil)
 		defer e.survive(r.key, "carrying out", a)
 		// What has waited for a place until its time was over is not sent any more: an undo may start now.
 		if !e.accepting() || !e.Clock().Before(over) {
@@ -136,6 +141,9 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 	}
 	res := who.Do(ctx, call)
 	requests.Close()
+	if res.Kind == saga.Unknown && !res.Accepted && !res.Over && errors.Is(context.Cause(ctx), errInterrupted) {
+		res.Reason, res.Message = saga.ReasonInterrupted, errInterrupted.Error()
+	}
 	if res.Accepted {
 		return saga.Outcome{Attempt: a, Accepted: true, AnswerWithin: min(res.AnswerWithin, participant.MaxAnswerWithin)}
 	}
@@ -166,6 +174,7 @@ func outputReason(err error) string {
 }
 
 var (
-	errClosed    = errors.New("the engine is shutting down")
-	errContended = errors.New("somebody else is moving this saga")
+	errClosed      = errors.New("the engine is shutting down")
+	errInterrupted = errors.New("the call was ended because the saga was cancelled or deleted, and the request may have been carried out")
+	errContended   = errors.New("somebody else is moving this saga")
 )

@@ -66,7 +66,7 @@ func TestWaitingOutputsHaveLimitOfSaga(t *testing.T) {
 	r, dropped := newRunning(Key{}, newBudgets(Memory{}), time.Now), 0
 	for i := range attempts {
 		a := saga.Attempt{EffectID: saga.EffectID{Step: fmt.Sprint("s", i), Direction: saga.Action}, Number: 1}
-		r.begin(a, func() {})
+		r.begin(a, func(error) {})
 		r.end(saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: make(json.RawMessage, size)})
 	}
 	for _, o := range r.waiting() {

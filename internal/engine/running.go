@@ -15,7 +15,7 @@ import (
 
 // attempt is one that this process is to carry out.
 type attempt struct {
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	// sent is true from the moment in which it is handed to the participant; before, it waits for a
 	// place in the pool.
 	sent bool
@@ -200,7 +200,7 @@ func (r *running) difference(want []saga.Attempt) []saga.Attempt {
 	defer r.mu.Unlock()
 	for a, at := range r.attempts {
 		if !slices.Contains(want, a) {
-			at.cancel()
+			at.cancel(nil)
 			delete(r.attempts, a)
 		}
 	}
@@ -222,7 +222,7 @@ func (r *running) missingLocked(want []saga.Attempt) []saga.Attempt {
 }
 
 // begin notes an attempt as under way; false when the saga has been abandoned.
-func (r *running) begin(a saga.Attempt, cancel context.CancelFunc) bool {
+func (r *running) begin(a saga.Attempt, cancel context.CancelCauseFunc) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.attempts == nil {
@@ -257,7 +257,7 @@ func (r *running) withdraw(unwanted func(saga.Attempt) bool) bool {
 	}
 	slices.SortFunc(back, func(a, b saga.Attempt) int { return strings.Compare(a.Key(""), b.Key("")) })
 	for _, a := range back {
-		r.attempts[a].cancel()
+		r.attempts[a].cancel(nil)
 		delete(r.attempts, a)
 		r.addOutcome(notSent(a))
 	}
@@ -267,6 +267,17 @@ func (r *running) withdraw(unwanted func(saga.Attempt) bool) bool {
 // notSent is the outcome of an attempt for which the participant was not called.
 func notSent(a saga.Attempt) saga.Outcome {
 	return saga.Outcome{Attempt: a, Kind: saga.NotSent, Reason: reasonNotSent, Message: "the participant was not called for this attempt"}
+}
+
+// interruptActions ends the calls of actions that are under way. Their outcomes are recorded all the same.
+func (r *running) interruptActions(cause error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for a, at := range r.attempts {
+		if at.sent && a.Direction == saga.Action {
+			at.cancel(cause)
+		}
+	}
 }
 
 // end puts an outcome beside the saga. It reports false for an attempt that was cancelled or
@@ -296,7 +307,7 @@ func (r *running) abandon() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, at := range r.attempts {
-		at.cancel()
+		at.cancel(nil)
 	}
 	r.attempts, r.outcomes = nil, nil
 	r.stateAccount.Close()

@@ -62,7 +62,7 @@ func TestOutcomesKeepOrderOfArrival(t *testing.T) {
 	steps := []string{"z", "a", "m"}
 	for _, step := range steps {
 		a := saga.Attempt{EffectID: saga.EffectID{Step: step, Direction: saga.Action}, Number: 1}
-		r.begin(a, func() {})
+		r.begin(a, func(error) {})
 		r.end(saga.Outcome{Attempt: a, Kind: saga.Rejected})
 		at.forward(time.Microsecond)
 	}

@@ -184,7 +184,7 @@ func (d *decision) recordLost() {
 }
 
 // ReasonInterrupted is the reason of an action that was under way when its process ended, and that a
-// rollback does not send again.
+// rollback does not send again; also of one whose call was ended because its saga was cancelled or deleted.
 const ReasonInterrupted = "Interrupted"
 
 // overBy returns when the last call of an effect is over at the latest: it may be made until its
