@@ -87,6 +87,8 @@ type Options struct {
 	Plans *Plans
 	// Workers bounds the attempts that run at once; DefaultWorkers by default.
 	Workers int
+	// Limits are what an administrator allows new sagas; everything by default.
+	Limits saga.Limits
 	// KeyRetention is how long participants remember idempotency keys. An effect that may have happened is not sent again under an older
 	// one. DefaultKeyRetention by default; a negative one means for ever.
 	KeyRetention time.Duration

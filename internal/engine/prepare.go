@@ -18,7 +18,8 @@ type preparation struct {
 	err        error // ErrPreparing until it is done
 }
 
-// Check returns what is wrong with the definition of a saga that is to be started. One that takes long
+// Check returns what is wrong with the definition of a saga that is to be started, also by the limits that
+// an administrator has set. One that takes long
 // to compile is compiled by other goroutines, of which there are few and for which namespaces take
 // turns: Check returns ErrPreparing until that is done.
 func (e *Engine) Check(key Key, def saga.Definition) ([]saga.FieldError, error) {
@@ -27,11 +28,12 @@ func (e *Engine) Check(key Key, def saga.Definition) ([]saga.FieldError, error) 
 		return nil, err
 	}
 	defer e.advancing.Done()
+	beyond := e.Limits.Check(&def)
 	_, err = e.planOf(r, def, false)
 	if wrong := (*DefinitionError)(nil); errors.As(err, &wrong) {
-		return wrong.Fields, nil
+		return append(wrong.Fields[:len(wrong.Fields):len(wrong.Fields)], beyond...), nil
 	}
-	return nil, err
+	return beyond, err
 }
 
 // planOf returns the plan of a saga's definition, which is recorded if the saga was started with it. It

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/eventstore/memory"
@@ -93,6 +95,28 @@ func TestCheckCompilesLargeDefinitionLater(t *testing.T) {
 				t.Errorf("after it is compiled: %v, want an error about %q", wrong, want)
 			}
 		})
+	}
+}
+
+func TestCheckReportsLimitsOfNewSagasOnly(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, memory.New(), &scripted{}, Observation{})
+	b.engine.Limits = saga.Limits{MaxAttemptTimeout: time.Minute}
+	def, k := definition("a"), newKey(t) // with an attemptTimeout of an hour
+	def.Steps[0].Compensation.Kind = "nope"
+	wrong, err := b.engine.Check(k, *def)
+	fields := make([]string, len(wrong))
+	for i := range wrong {
+		fields[i] = wrong[i].Field
+	}
+	if want := []string{"steps[0].compensation.nope", "steps[0].attemptTimeout", "steps[0].compensation.attemptTimeout"}; err != nil || !slices.Equal(fields, want) {
+		t.Errorf("wrong are %q (%v), want %q", fields, err, want)
+	}
+	if r, err := b.engine.Advance(t.Context(), k, start(definition("a"))); err != nil || r.State.Version == 0 {
+		t.Errorf("a saga that an operator without this limit has started: %+v, %v", r.State, err)
+	}
+	if err := b.engine.Shutdown(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

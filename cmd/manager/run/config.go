@@ -15,6 +15,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/postgres"
+	"github.com/vextrus/saga-operator/internal/saga"
 )
 
 // Secret is a text that shows itself to nobody by accident: not in logs, not in JSON, not in errors.
@@ -54,6 +55,7 @@ type Config struct {
 	Workers          int
 	SagaMemoryBytes  int64
 	Concurrency      int
+	Limits           saga.Limits
 	Namespaces       list
 	EgressAllow      list
 	EgressDeny       list
@@ -117,6 +119,8 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Var(&c.EgressAllow, "egress-allow", "comma-separated addresses or `CIDRs` that participants and sinks may have although they are denied by default")
 	fs.Var(&c.EgressDeny, "egress-deny", "comma-separated addresses or `CIDRs` that participants and sinks may not have; the API server's is always one")
 	fs.Int64Var(&c.SagaMemoryBytes, "saga-memory-bytes", 6*engine.DefaultMemory, "`bytes` that the states, definitions, requests and responses of sagas take in memory together; half of what others leave is for one namespace")
+	fs.DurationVar(&c.Limits.MaxAttemptTimeout, "max-attempt-timeout", time.Minute, "maximum attemptTimeout of a new saga; participants that take longer should accept and reply later")
+	fs.DurationVar(&c.Limits.MinBackoff, "min-backoff", 100*time.Millisecond, "minimum initialBackoff and maxBackoff of a new saga")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
 	fs.StringVar(&c.CallbackURL, "callback-url", "", "base `URL` of the HTTP API as participants reach it, for steps with completion: Callback; without it there are none")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
@@ -219,6 +223,8 @@ func (c *Config) check() error {
 		return errors.New("--database-url (or DATABASE_URL) is required, for example postgres://saga@localhost:5432/saga")
 	case c.DatabaseConnections < 2:
 		return errors.New("--database-connections has to be at least 2")
+	case c.Limits.MaxAttemptTimeout < saga.DefaultAttemptTimeout || c.Limits.MinBackoff < 0 || c.Limits.MinBackoff > saga.DefaultInitialBackoff:
+		return fmt.Errorf("--max-attempt-timeout has to be at least %s and --min-backoff at most %s: steps that ask for nothing have these", saga.DefaultAttemptTimeout, saga.DefaultInitialBackoff)
 	case c.Workers < 1, c.Concurrency < 1:
 		return errors.New("--workers and --concurrent-reconciles have to be at least 1")
 	case c.MaxAnswerBytes < 1 || c.MaxAnswerBytes > maxAnswer:

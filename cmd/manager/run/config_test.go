@@ -62,6 +62,8 @@ func TestAWrongSettingIsNamed(t *testing.T) {
 		{[]string{"--callback-url=https://x/?a=b"}, db, "--callback-url"},
 		{[]string{"--max-answer-bytes=100000000"}, db, "--max-answer-bytes"},
 		{[]string{"--saga-memory-bytes=1000000"}, db, "--saga-memory-bytes"},
+		{[]string{"--max-attempt-timeout=29s"}, db, "--max-attempt-timeout"},
+		{[]string{"--min-backoff=2s"}, db, "--min-backoff"},
 		{[]string{"--log-format=xml"}, db, "--log-format"},
 		{[]string{"--egress-deny=nonsense"}, db, "nonsense"},
 		{[]string{"--egress-allow=shop.example"}, db, "shop.example"},

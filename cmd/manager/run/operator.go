@@ -182,7 +182,7 @@ func wire(
 	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
 	sagas := &controllers.SagaReconciler{Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
 	sagas.Engine, err = engine.New(engine.Options{
-		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
+		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Limits: c.Limits, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
 		Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {

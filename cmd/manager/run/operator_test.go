@@ -53,7 +53,7 @@ func TestTheOperatorStartsWithoutItsDatabaseAndWorksWhenItComes(t *testing.T) {
 	go func() {
 		ended <- Main(ctx, []string{
 			"--kubeconfig", kubeconfig, "--lease-namespace=saga-system", "--health-address", health, "--metrics-address=0", "--api-bind-address=0",
-			"--egress-allow=127.0.0.0/8", "--log-format=text", "--log-level=debug", "--shutdown-grace", patience.String(),
+			"--egress-allow=127.0.0.0/8", "--max-attempt-timeout=30m", "--log-format=text", "--log-level=debug", "--shutdown-grace", patience.String(),
 		}, environ("DATABASE_URL", dsn), log, log)
 	}()
 	defer stop()
