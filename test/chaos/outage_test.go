@@ -131,7 +131,13 @@ func TestANamespaceDeletedWithRunningSagas(t *testing.T) {
 	g := newGate()
 	s.shop.on(g.hold("/c", true), nil)
 	orders := names("order", 20)
-	s.apply(orders...)
+	for _, name := range orders {
+		order := s.saga(name)
+		order.Spec.Steps[2].AttemptTimeout = &metav1.Duration{Duration: 5 * time.Second} // its undo waits until the call would be over
+		if err := k8s.Create(t.Context(), order); err != nil {
+			t.Fatal(err)
+		}
+	}
 	g.await(t, len(orders))
 	if err := k8s.Delete(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.namespace}}); err != nil {
 		t.Fatal(err)

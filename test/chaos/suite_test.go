@@ -112,7 +112,9 @@ func (s *scene) operator() *operator.Process {
 // operatorOf starts a binary of the operator; the one of this source by default.
 func (s *scene) operatorOf(binary string) *operator.Process {
 	s.t.Helper()
-	p, err := workshop.Start(s.t.Context(), operator.Options{Config: api.Config, DatabaseURL: s.dsn, Args: s.args, Binary: binary})
+	// They are variables because the version before does not know the flags.
+	limits := []string{"SAGA_MAX_ATTEMPT_TIMEOUT=1h", "SAGA_MIN_BACKOFF=50ms"}
+	p, err := workshop.Start(s.t.Context(), operator.Options{Config: api.Config, DatabaseURL: s.dsn, Args: s.args, Env: limits, Binary: binary})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -40,9 +40,16 @@ type target struct {
 	tokens  map[string]string // bearer tokens by user
 }
 
-// newTarget starts the operator with memoryLimit as its GOMEMLIMIT. Each user is a service account
-// that may edit the sagas of one namespace, which has the user's name.
+// newTarget starts the operator with newTargetWith. It allows attempts that take longer than a slow
+// machine does.
 func newTarget(t *testing.T, users ...string) *target {
+	t.Helper()
+	return newTargetWith(t, []string{"--max-attempt-timeout", "1h"}, users...)
+}
+
+// newTargetWith starts the operator with memoryLimit as its GOMEMLIMIT, and with further flags. Each
+// user is a service account that may edit the sagas of one namespace, which has the user's name.
+func newTargetWith(t *testing.T, flags []string, users ...string) *target {
 	t.Helper()
 	kubernetes := cluster.New(t, cluster.Options{Manifests: []string{
 		"../../config/rbac/saga_viewer_role.yaml", "../../config/rbac/saga_editor_role.yaml",
@@ -86,7 +93,7 @@ func newTarget(t *testing.T, users ...string) *target {
 		}
 		a.process, err = workshop.Start(t.Context(), operator.Options{
 			Config: kubernetes.Config, DatabaseURL: database, Env: []string{"GOMEMLIMIT=" + strconv.Itoa(memoryLimit)},
-			Args: []string{"--api-bind-address", a.address, "--api-insecure-http", "--api-audiences", ""},
+			Args: append([]string{"--api-bind-address", a.address, "--api-insecure-http", "--api-audiences", ""}, flags...),
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -121,7 +121,8 @@ const processArguments = "OPERATOR_PROCESS_ARGUMENTS"
 func operatorProcess(t *testing.T, log io.Writer, dsn string, args ...string) (stop func() error) {
 	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run=^TestAnOperatorInAProcessOfItsOwn$")
-	args = append(args, "--shutdown-grace", patience.String())
+	// Sagas have long timeouts, because a slow machine must not end an attempt.
+	args = append(args, "--shutdown-grace", patience.String(), "--max-attempt-timeout=30m")
 	cmd.Env = append(os.Environ(), processArguments+"="+strings.Join(args, "\n"), "DATABASE_URL="+dsn)
 	cmd.Stdout, cmd.Stderr = log, log
 	stdin, err := cmd.StdinPipe()
