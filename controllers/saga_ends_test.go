@@ -36,6 +36,9 @@ steps:
   compensation: {http: {method: DELETE, url: "SERVICE/ship"}, attemptTimeout: 1h}
 `
 
+// orderToEnd is the same for tests that end the saga while it ships: the undo of shipping waits until the call, which may still arrive, can do no more.
+var orderToEnd = strings.Replace(order, "SERVICE/ship\"}\n  attemptTimeout: 1h", "SERVICE/ship\"}\n  attemptTimeout: 5s", 1)
+
 func TestASagaCompletes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -164,11 +167,9 @@ func TestACancelledSagaIsRolledBack(t *testing.T) {
 	r := newRig(t)
 	ship := newGate(t)
 	r.svc.on("POST /ship", ship.then(answer(http.StatusOK, `{}`)))
-	r.create("order", order)
+	r.create("order", orderToEnd)
 	r.wait("order", "shipping", func(o *v1.Saga) bool { return o.Status.Step == "ship" })
 	r.mustPatch("order", `{"spec":{"cancel":true}}`)
-	r.waitPhase("order", v1.PhaseCompensating)
-	ship.open() // what is under way is waited for: only then it is known what there is to undo
 	o := r.waitPhase("order", v1.PhaseCompensated)
 	if o.Status.Failure.Cause != "Cancelled" || r.svc.count("DELETE /ship") != 1 || r.svc.count("DELETE /reserve") != 1 {
 		t.Errorf("cause %s, asked %v", o.Status.Failure.Cause, r.svc.called())
