@@ -89,6 +89,9 @@ type Options struct {
 	Workers int
 	// Limits are what an administrator allows new sagas; everything by default.
 	Limits saga.Limits
+	// AttemptRate returns how many attempts the sagas of a namespace may start per second; negative for
+	// any number. Without it all may.
+	AttemptRate func(namespace string) int64
 	// KeyRetention is how long participants remember idempotency keys. An effect that may have happened is not sent again under an older
 	// one. DefaultKeyRetention by default; a negative one means for ever.
 	KeyRetention time.Duration
@@ -109,6 +112,7 @@ type Engine struct {
 	replies    *pool // of evaluations of replies
 	budgets    *budgets
 	plansInUse *plansInUse
+	throttle   *throttle
 	loadSlots  chan struct{} // a semaphore with maxConcurrentLoads places
 	metrics    *metrics
 
@@ -155,7 +159,7 @@ func New(o Options) (*Engine, error) {
 	}
 	b := newBudgets(o.Memory)
 	closing, closeIt := context.WithCancel(context.Background())
-	return &Engine{Options: o, closing: closing, close: closeIt, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: b, plansInUse: newPlansInUse(b.plans), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
+	return &Engine{Options: o, closing: closing, close: closeIt, pool: newPool(o.Workers), computing: newPool(computations()), compiling: newPool(max(1, runtime.GOMAXPROCS(0)/2)), replies: newPool(maxReplies), budgets: b, plansInUse: newPlansInUse(b.plans), throttle: newThrottle(o.AttemptRate, o.Clock, o.Notify), loadSlots: make(chan struct{}, maxConcurrentLoads), metrics: m, sagas: map[string]*running{}}, nil
 }
 
 // Advance moves one saga as far as it can go without waiting for a participant: it loads, decides, appends, and starts and stops attempts. It
@@ -226,6 +230,12 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 		KeyRetention: e.KeyRetention, Draining: !e.accepting(),
 	}
 	events, next, recorded := e.decide(r, plan, in, answers)
+	if n := starts(events); n > 0 {
+		if may := e.throttle.take(r.key, n); may < n {
+			in.MaxStarts = &may
+			events, next, recorded = e.decide(r, plan, in, answers)
+		}
+	}
 	if len(events) == 0 && cached && !r.state.Phase.Terminal() {
 		if fresh, err := e.fresh(ctx, r); !fresh {
 			return false, err
@@ -258,6 +268,17 @@ func (e *Engine) decide(r *running, plan *saga.Plan, in saga.Input, answers []sa
 			return events, next, len(outcomes)
 		}
 	}
+}
+
+// starts returns how many attempts events start.
+func starts(events []saga.Event) int {
+	n := 0
+	for _, ev := range events {
+		if _, ok := ev.(saga.AttemptStarted); ok {
+			n++
+		}
+	}
+	return n
 }
 
 // Limits of the outcomes that one append takes in; the others are recorded in the next.
@@ -345,6 +366,7 @@ func (e *Engine) Forget(key Key) {
 	r := e.sagas[key.UID]
 	delete(e.sagas, key.UID)
 	e.mu.Unlock()
+	e.throttle.forget(key)
 	if r != nil {
 		r.abandon()
 	}

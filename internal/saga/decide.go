@@ -29,6 +29,9 @@ type Input struct {
 	Generation int64
 	// Draining says that the process is about to end: outcomes are recorded, and nothing else.
 	Draining bool
+	// MaxStarts, if not nil, is the maximum number of attempts that start now. What is held back is
+	// decided again by whoever set it.
+	MaxStarts *int
 	// Lost are attempts under way of which the caller knows nothing: another process started them, and
 	// may have called the participant.
 	Lost []Attempt
@@ -67,6 +70,7 @@ type decision struct {
 	state  State
 	in     Input
 	events []Event
+	starts int // attempts started so far
 }
 
 func (d *decision) record(e Event) {
@@ -196,8 +200,12 @@ func (d *decision) overBy(id EffectID) time.Time {
 	return time.Time{}
 }
 
-// startAttempt records the intent of the next attempt of a step's effect.
+// startAttempt records the intent of the next attempt of a step's effect, if one more may start.
 func (d *decision) startAttempt(step int, dir Direction) {
+	if d.in.MaxStarts != nil && d.starts >= *d.in.MaxStarts {
+		return
+	}
+	d.starts++
 	s := &d.state.Steps[step]
 	id := EffectID{Step: s.Name, Direction: dir}
 	d.record(AttemptStarted{At: d.at(), Attempt: Attempt{EffectID: id, Number: s.Effect(dir).Attempts + 1}})

@@ -331,6 +331,36 @@ func TestDecideLeavesTheStateItWasGivenAlone(t *testing.T) {
 	}
 }
 
+// TestDecideStartsNoMoreAttemptsThanAllowed has three actions that may start, and later their undoing.
+func TestDecideStartsNoMoreAttemptsThanAllowed(t *testing.T) {
+	t.Parallel()
+	h := prepare(t, Definition{Steps: []Step{step("a", undo()), step("b", undo()), step("c", undo())}})
+	allowed := 2
+	in := h.in
+	in.MaxStarts = &allowed
+	_, s := h.plan.Decide(h.state, in)
+	if got := len(h.plan.InFlight(s)); got != 2 {
+		t.Errorf("%d actions are in flight, want 2", got)
+	}
+	allowed = 0
+	if events, _ := h.plan.Decide(s, in); len(events) > 0 {
+		t.Errorf("without a start it decides %v", types(events))
+	}
+	allowed = 5
+	_, s = h.plan.Decide(s, in)
+	if got := len(h.plan.InFlight(s)); got != 3 {
+		t.Errorf("%d actions are in flight, want 3", got)
+	}
+	for i, a := range h.plan.InFlight(s) {
+		in.Outcomes = append(in.Outcomes, Outcome{Attempt: a, Kind: []OutcomeKind{Succeeded, Succeeded, Rejected}[i]})
+	}
+	allowed = 1
+	_, s = h.plan.Decide(s, in)
+	if got := h.plan.InFlight(s); len(got) != 1 || got[0].Direction != Compensation || s.Phase != Compensating {
+		t.Errorf("in flight are %v and the saga is %s, want one compensation", got, s.Phase)
+	}
+}
+
 func TestPausesAreFullJitterUnderADoublingCeiling(t *testing.T) {
 	t.Parallel()
 	r := Retry{MaxAttempts: 100, InitialBackoff: time.Second, MaxBackoff: 8 * time.Second}
