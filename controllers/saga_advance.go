@@ -46,6 +46,10 @@ func (r *SagaReconciler) advance(ctx context.Context, s *sighting) error {
 	s.unstarted = s.object == nil || s.object.Status.RecordedVersion == 0
 	r.Engine.Forget(s.key) // nothing has started, so there is nothing to hold
 	switch {
+	case s.uncounted:
+	case s.held != nil:
+		s.problem = s.held
+		s.wakeAt(r.Clock().Add(r.jitter(stalledLook)))
 	case s.problem != nil: // it cannot be started
 		r.Logger.Error("a saga cannot be started", "saga", s.key, "reason", s.problem.reason, "error", s.problem.message)
 		s.wakeAt(r.Clock().Add(stalledLook))
@@ -92,6 +96,9 @@ func (r *SagaReconciler) advanceFailed(ctx context.Context, s *sighting, err err
 		s.problem = &problem{reason: reason, message: message}
 		s.wakeAt(r.Clock().Add(stalledLook))
 		return nil
+	}
+	if s.held != nil || s.uncounted {
+		r.Engine.Forget(s.key) // that it may not start says nothing about its stream
 	}
 	if ctx.Err() != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/quota"
 )
 
 // DefaultConcurrency is how many sagas are reconciled at once when nothing else is asked for. A reconcile mostly waits for PostgreSQL and
@@ -48,6 +49,10 @@ type SagaReconciler struct {
 	Concurrency int
 	// Watches reports whether a namespace is this operator's business; nil for all.
 	Watches func(namespace string) bool
+	// Quotas are those of the namespaces; none when nil. QuotasRead is closed when they are complete; nil if
+	// they are from the beginning.
+	Quotas     *quota.Table
+	QuotasRead <-chan struct{}
 	// AnyName lets several controllers live in one process, as tests want it.
 	AnyName bool
 
@@ -55,9 +60,11 @@ type SagaReconciler struct {
 	queue   atomic.Pointer[queue]
 	started chan struct{} // closed when there is a queue
 	notes   notes
-	events  *eventWriter
-	lost    signal // the event store does not answer
-	writes  latency
+	// unfinished counts the sagas that have started; nil without Quotas.
+	unfinished *quota.Sagas[engine.Key]
+	events     *eventWriter
+	lost       signal // the event store does not answer
+	writes     latency
 }
 
 type queue = workqueue.TypedRateLimitingInterface[engine.Key]
@@ -135,6 +142,10 @@ func (r *SagaReconciler) setDefaults() {
 	if r.limiter == nil {
 		r.limiter = workqueue.NewTypedItemExponentialFailureRateLimiter[engine.Key](minBackoff, maxBackoff)
 	}
+	if r.Quotas != nil {
+		r.unfinished = quota.NewSagas(r.Quotas.Of, r.add)
+		r.Quotas.OnChange(r.unfinished.Reconsider)
+	}
 	if r.Watches == nil {
 		r.Watches = func(string) bool { return true }
 	}
@@ -148,12 +159,13 @@ func (r *SagaReconciler) Reconcile(ctx context.Context, key engine.Key) (reconci
 	}
 	switch {
 	case s.settled:
+		r.count(s)
 		return r.expire(ctx, s)
 	case s.unshown:
 		r.awaitCache(s)
 		return s.again(r.Clock()), nil
 	}
-	if err := r.define(s); err != nil {
+	if err := r.define(ctx, s); err != nil {
 		return reconcile.Result{}, unlessPreparing(err)
 	}
 	if err := r.holdObject(ctx, s); err != nil {
@@ -161,6 +173,9 @@ func (r *SagaReconciler) Reconcile(ctx context.Context, key engine.Key) (reconci
 	}
 	if err := r.advance(ctx, s); err != nil {
 		return reconcile.Result{}, unlessPreparing(err)
+	}
+	if r.count(s); s.uncounted && s.unstarted {
+		return s.again(r.Clock()), nil
 	}
 	r.mirror(ctx, s)
 	if err := r.letGo(ctx, s); err != nil {

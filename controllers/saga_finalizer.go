@@ -14,7 +14,7 @@ import (
 // holdObject puts the finalizer on the object before anything is recorded: from the first effect on, deleting must undo. Where the admission policy is
 // installed it is there already. The patch names the resource version, so it also finds out that a cached object has been deleted meanwhile.
 func (r *SagaReconciler) holdObject(ctx context.Context, s *sighting) error {
-	if s.deleting() || len(s.invalid) > 0 || controllerutil.ContainsFinalizer(s.object, v1.Finalizer) {
+	if s.deleting() || len(s.invalid) > 0 || s.held != nil || s.uncounted || controllerutil.ContainsFinalizer(s.object, v1.Finalizer) {
 		return nil
 	}
 	over := s.object.ResourceVersion

@@ -31,6 +31,10 @@ type sighting struct {
 	// observed is what the engine is told, invalid what is wrong with the definition.
 	observed engine.Observation
 	invalid  []saga.FieldError
+	// held is why the saga may not start yet, by the quotas of its namespace; uncounted is true while these
+	// are not known.
+	held      *problem
+	uncounted bool
 	// result is where the saga stands, problem what keeps it from moving. After an error nothing is known, and the result is zero.
 	result  engine.Result
 	problem *problem
@@ -105,16 +109,20 @@ func (r *SagaReconciler) observeLive(ctx context.Context, s *sighting) error {
 
 // define works out what the engine is told. The definition is needed only to start: a saga that has started goes by the one in its stream, also
 // when this version of the operator would refuse it. The error is engine.ErrPreparing while the definition is being compiled.
-func (r *SagaReconciler) define(s *sighting) error {
-	s.observed = engine.Observation{Delete: s.deleting()}
-	if s.object == nil {
+func (r *SagaReconciler) define(ctx context.Context, s *sighting) error {
+	s.observed = wishes(s)
+	if s.object == nil || s.note.recorded || s.object.Status.RecordedVersion > 0 || !r.admit(s) {
 		return nil
 	}
-	s.observed.Suspend, s.observed.Cancel, s.observed.Generation = s.object.Spec.Suspend, s.object.Spec.Cancel, s.object.Generation
-	s.observed.CreatedBy, s.observed.TraceParent = s.object.Annotations[v1.CreatedByAnnotation], s.object.Annotations[v1.TraceParentAnnotation]
-	s.observed.Labels = labels(s.object.Labels)
-	if s.note.recorded || s.object.Status.RecordedVersion > 0 {
-		return nil
+	if size, ok := stripped(s.object); ok {
+		if s.invalid = manifest.CheckSize(size); len(s.invalid) > 0 {
+			return nil
+		}
+		s.object = nil
+		err := r.observeLive(ctx, s)
+		if s.observed = wishes(s); err != nil || s.object == nil {
+			return err
+		}
 	}
 	def, input, invalid := manifest.Read(s.object)
 	wrong, err := r.Engine.Check(s.key, def)
@@ -125,6 +133,18 @@ func (r *SagaReconciler) define(s *sighting) error {
 		s.observed.Definition, s.observed.Input = &def, input
 	}
 	return nil
+}
+
+// wishes is what the engine is told of an object, but for its definition.
+func wishes(s *sighting) engine.Observation {
+	if s.object == nil {
+		return engine.Observation{Delete: true}
+	}
+	o := s.object
+	return engine.Observation{
+		Suspend: o.Spec.Suspend, Cancel: o.Spec.Cancel, Delete: s.deleting(), Generation: o.Generation,
+		CreatedBy: o.Annotations[v1.CreatedByAnnotation], TraceParent: o.Annotations[v1.TraceParentAnnotation], Labels: labels(o.Labels),
+	}
 }
 
 // labels are those of a saga that its messages carry: the first ones by name, where there are too many.

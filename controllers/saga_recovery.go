@@ -82,11 +82,15 @@ func (r *SagaReconciler) queueUnfinished(ctx context.Context) (err error) {
 	err = r.Engine.Unfinished(ctx, func(k engine.Key) bool {
 		if r.Watches(k.Namespace) {
 			r.notes.change(k, func(n *note) { n.doubted = true })
+			r.countUnfinished(ctx, k)
 			r.add(k)
 			n++
 		}
 		return ctx.Err() == nil
 	})
+	if err == nil && ctx.Err() == nil {
+		r.counted(ctx)
+	}
 	if n > 0 {
 		r.Logger.Info("queued unfinished sagas", "count", n)
 	}

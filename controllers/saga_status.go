@@ -50,7 +50,7 @@ func statusOf(v view) v1.SagaStatus {
 		s = *v.previous.DeepCopy()
 		s.Phase = orPending(s.Phase)
 	}
-	if v.problem != nil && !v.problem.transient {
+	if v.problem != nil && (!v.problem.transient || v.problem.reason == reasonQuotaExceeded) {
 		s.Reason = clip(v.problem.message, maxReasonColumn)
 	}
 	s.ObservedGeneration = v.generation

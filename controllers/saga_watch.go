@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -65,9 +66,15 @@ func finished(o *v1.Saga) bool {
 	return saga.Phase(o.Status.Phase).Terminal()
 }
 
-// Transform is what the cache keeps of a Saga: managed fields never, and of a finished saga only what expiry and deletion need. Ten thousand
-// finished sagas must not fill the operator's memory. Because of it a cached object is never written back: only patches are.
-func Transform(in any) (any, error) {
+// Transform is what the cache keeps of a Saga: managed fields never, of a finished saga only what expiry and
+// deletion need, and no large spec. Ten thousand finished sagas, or a thousand that wait, must not fill the
+// operator's memory. Because of it a cached object is never written back: only patches are.
+func Transform(in any) (_ any, err error) {
+	defer func() { // a panic would end the process
+		if p := recover(); p != nil {
+			err = fmt.Errorf("preparing a saga for the cache panicked: %v", p)
+		}
+	}()
 	o, ok := in.(*v1.Saga)
 	if !ok {
 		return in, nil
@@ -78,6 +85,8 @@ func Transform(in any) (any, error) {
 		o.Spec = v1.SagaSpec{TTLAfterFinished: o.Spec.TTLAfterFinished}
 		o.Status = v1.SagaStatus{Phase: o.Status.Phase, RecordedVersion: o.Status.RecordedVersion, EndedAt: o.Status.EndedAt}
 		o.Labels, o.Annotations, o.OwnerReferences = nil, nil, nil
+		return o, nil
 	}
+	strip(o)
 	return o, nil
 }

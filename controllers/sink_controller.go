@@ -20,6 +20,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/outbox"
+	"github.com/vextrus/saga-operator/internal/quota"
 )
 
 // Relay is what publishes to sinks.
@@ -78,6 +79,8 @@ type SinkReconciler struct {
 	Clock func() time.Time
 	// Watches reports whether a namespace is this operator's business; nil for all.
 	Watches func(namespace string) bool
+	// Quotas are those of the namespaces; none when nil.
+	Quotas *quota.Table
 	// Elected is closed when this process leads; the manager's by default.
 	Elected <-chan struct{}
 	// AnyName lets several controllers live in one process, as tests want it.
@@ -87,6 +90,7 @@ type SinkReconciler struct {
 	around     func(outbox.Publisher) outbox.Publisher // tests look at publishers by it
 	queue      atomic.Pointer[sinkQueue]
 	namespaces namespaceLabels
+	order      sinkOrder
 	standings  atomic.Pointer[map[string]outbox.Status] // by ID; nil before the first look
 
 	mu      sync.Mutex
@@ -122,12 +126,13 @@ func (r *SinkReconciler) SetupWithManager(mgr manager.Manager) error {
 	all := mgr.GetCache()
 	for _, s := range []source.TypedSource[reconcile.Request]{
 		source.TypedFunc[reconcile.Request](func(_ context.Context, q sinkQueue) error { r.queue.Store(&q); return nil }),
-		r.namespaceSource(all), sinkSource(all, r.Logger, &v1.Sink{}), sinkSource(all, r.Logger, &v1.ClusterSink{}),
+		r.namespaceSource(all), r.orderSource(all), sinkSource(all, r.Logger, &v1.Sink{}), sinkSource(all, r.Logger, &v1.ClusterSink{}),
 	} {
 		if err := c.Watch(s); err != nil {
 			return err
 		}
 	}
+	r.Quotas.OnChange(r.lookAtAll)
 	return mgr.Add(&sinkTender{r: r})
 }
 

@@ -22,6 +22,8 @@ type sinkEntry struct {
 	kind       v1.SinkKind
 	// begun says that the outbox knows of the sink, so that what is committed waits for it.
 	begun bool
+	// overQuota says that the quota of its namespace did not allow it.
+	overQuota bool
 	// problem is why nothing is published; nil where something is.
 	problem *sinkProblem
 	// publisher is the one that the relay has, and made names what it was made from: the generation, and the versions of the Secrets.
@@ -58,10 +60,14 @@ const (
 // surroundings: nothing is changed for it, and it is tried again.
 func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) error {
 	now := r.Clock()
-	if e.generation == s.GetGeneration() && (e.lookAt.IsZero() || now.Before(e.lookAt)) {
+	problem := r.overQuota(s)
+	overQuota := problem != nil
+	if e.generation == s.GetGeneration() && e.overQuota == overQuota && (e.lookAt.IsZero() || now.Before(e.lookAt)) {
 		return nil
 	}
-	problem := r.begin(ctx, s, e)
+	if problem == nil {
+		problem = r.begin(ctx, s, e)
+	}
 	var p *sinkPlan
 	if problem == nil {
 		var err error
@@ -73,7 +79,7 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 	switch {
 	case problem != nil:
 		r.stop(e)
-		if problem.reason != v1.SinkReasonSuspended && problem.reason != v1.SinkReasonInvalid {
+		if !waitsForChange(problem.reason) {
 			e.lookAt = now.Add(r.pace.mend)
 		}
 	case e.publisher == nil || e.made != p.made:
@@ -87,8 +93,14 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 	if problem != nil && (e.problem == nil || *e.problem != *problem) {
 		r.Logger.Info("a sink is not published to", "sink", s.title, "reason", problem.reason, "message", problem.message)
 	}
-	e.problem, e.generation = problem, s.GetGeneration()
+	e.problem, e.generation, e.overQuota = problem, s.GetGeneration(), overQuota
 	return nil
+}
+
+// waitsForChange reports whether a problem stays until an object changes, so that it is not looked at again
+// before.
+func waitsForChange(reason string) bool {
+	return reason == v1.SinkReasonSuspended || reason == v1.SinkReasonInvalid || reason == v1.SinkReasonQuotaExceeded
 }
 
 // begin makes the sink's place in the outbox when it is first seen, whatever else is wrong with it: what happens from its creation on waits for it.

@@ -93,7 +93,7 @@ func (r *SinkReconciler) prepare(s *sinkObject) func(context.Context, []outbox.M
 			if r.namespaces.knows(name) {
 				continue
 			}
-			ns := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}}
+			ns := namespaceKind()
 			err := r.Live.Get(ctx, client.ObjectKey{Name: name}, ns)
 			switch {
 			case apierrors.IsNotFound(err):
@@ -184,19 +184,27 @@ func (n *namespaceLabels) match(name string, s kubelabels.Selector) bool {
 
 // namespaceSource keeps the labels of namespaces as they are. It queues nothing: they are asked for with each message. The controller starts when it has seen all.
 func (r *SinkReconciler) namespaceSource(c cache.Cache) source.TypedSource[reconcile.Request] {
-	kind := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}}
-	return source.TypedKind(c, kind, handler.TypedFuncs[*metav1.PartialObjectMetadata, reconcile.Request]{
+	return source.TypedKind(c, namespaceKind(), handler.TypedFuncs[*metav1.PartialObjectMetadata, reconcile.Request]{
 		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[*metav1.PartialObjectMetadata], _ sinkQueue) {
 			defer guard(r.Logger, "taking in a new namespace")
-			r.namespaces.put(e.Object.Name, e.Object.Labels)
+			r.takeNamespace(e.Object)
 		},
 		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[*metav1.PartialObjectMetadata], _ sinkQueue) {
 			defer guard(r.Logger, "taking in a changed namespace")
-			r.namespaces.put(e.ObjectNew.Name, e.ObjectNew.Labels)
+			r.takeNamespace(e.ObjectNew)
 		},
 		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[*metav1.PartialObjectMetadata], _ sinkQueue) {
 			defer guard(r.Logger, "taking in a deleted namespace")
 			r.namespaces.end(e.Object.Name)
 		},
 	})
+}
+
+// takeNamespace takes in the labels of a namespace, and its quotas, so that these are known before the first
+// sink is looked at. NamespaceQuotas tells of those that cannot be read.
+func (r *SinkReconciler) takeNamespace(o *metav1.PartialObjectMetadata) {
+	r.namespaces.put(o.Name, o.Labels)
+	if r.Quotas != nil {
+		_ = r.Quotas.Set(o.Name, o.Annotations)
+	}
 }

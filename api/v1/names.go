@@ -9,6 +9,20 @@ const (
 	CreatedByAnnotation = "saga.vextrus.io/created-by"
 )
 
+// The annotations by which an administrator sets the quotas of a Namespace, in the place of those that the
+// operator's flags set for all. Each is a number, or -1 for no limit.
+const (
+	// MaxUnfinishedSagasAnnotation is the maximum number of sagas that have started and not ended.
+	MaxUnfinishedSagasAnnotation = "saga.vextrus.io/max-unfinished-sagas"
+	// MaxUnfinishedBytesAnnotation is the maximum total size of their specs, in bytes of JSON, for
+	// example 64Mi.
+	MaxUnfinishedBytesAnnotation = "saga.vextrus.io/max-unfinished-bytes"
+	// MaxSinksAnnotation is the maximum number of Sinks that are published to.
+	MaxSinksAnnotation = "saga.vextrus.io/max-sinks"
+	// MaxAttemptsPerSecondAnnotation is the maximum rate at which attempts start; at least 1.
+	MaxAttemptsPerSecondAnnotation = "saga.vextrus.io/max-attempts-per-second"
+)
+
 // The conditions of a Saga. Ready, Progressing and Stalled are always there; the other three appear when they become true.
 const (
 	// ConditionReady is True when the saga has ended well: everything was done, or everything that may have been done was undone.

@@ -101,6 +101,8 @@ const (
 	SinkReasonSuspended = "Suspended"
 	// SinkReasonInvalid: the spec says what cannot be.
 	SinkReasonInvalid = "InvalidSpec"
+	// SinkReasonQuotaExceeded: the namespace has as many older Sinks as it may have.
+	SinkReasonQuotaExceeded = "QuotaExceeded"
 	// SinkReasonSecretNotFound: a Secret does not exist.
 	SinkReasonSecretNotFound = "SecretNotFound"
 	// SinkReasonSecretInvalid: a Secret has not the keys that it should have, or what is in them cannot be used.

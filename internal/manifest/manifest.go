@@ -79,13 +79,33 @@ func (r *reader) fail(field, format string, args ...any) {
 }
 
 func (r *reader) checkSize(spec *v1.SagaSpec) {
-	data, err := encode(spec)
+	size, err := SpecBytes(spec)
 	switch {
 	case err != nil:
 		r.fail("", "it is not JSON: %v", err)
-	case len(data) > MaxSpecBytes:
-		r.fail("", "%d bytes of JSON are more than the limit of %d", len(data), MaxSpecBytes)
+	case size > MaxSpecBytes:
+		r.failSize(size)
 	}
+}
+
+func (r *reader) failSize(size int64) {
+	r.fail("", "%d bytes of JSON are more than the limit of %d", size, MaxSpecBytes)
+}
+
+// CheckSize returns what is wrong with a spec of a size, for callers that know it without the spec.
+func CheckSize(size int64) []saga.FieldError {
+	if size <= MaxSpecBytes {
+		return nil
+	}
+	var r reader
+	r.failSize(size)
+	return Report(r.errs, nil)
+}
+
+// SpecBytes returns the size of a spec in bytes of compact JSON.
+func SpecBytes(spec *v1.SagaSpec) (int64, error) {
+	data, err := encode(spec)
+	return int64(len(data)), err
 }
 
 func (r *reader) input(in *v1.JSON) json.RawMessage {

@@ -15,6 +15,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/postgres"
+	"github.com/vextrus/saga-operator/internal/quota"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
 
@@ -56,6 +57,7 @@ type Config struct {
 	SagaMemoryBytes  int64
 	Concurrency      int
 	Limits           saga.Limits
+	Quotas           quota.Limits
 	Namespaces       list
 	EgressAllow      list
 	EgressDeny       list
@@ -121,6 +123,10 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Int64Var(&c.SagaMemoryBytes, "saga-memory-bytes", 6*engine.DefaultMemory, "`bytes` that the states, definitions, requests and responses of sagas take in memory together; half of what others leave is for one namespace")
 	fs.DurationVar(&c.Limits.MaxAttemptTimeout, "max-attempt-timeout", time.Minute, "maximum attemptTimeout of a new saga; participants that take longer should accept and reply later")
 	fs.DurationVar(&c.Limits.MinBackoff, "min-backoff", 100*time.Millisecond, "minimum initialBackoff and maxBackoff of a new saga")
+	fs.Int64Var(&c.Quotas.UnfinishedSagas, "max-unfinished-sagas", 10_000, "sagas of one namespace that have started and not ended at most, further ones wait; -1 for no limit; annotations of a Namespace change this quota and the next three for it")
+	fs.Int64Var(&c.Quotas.UnfinishedBytes, "max-unfinished-bytes", 64<<20, "`bytes` of their specs together at most; -1 for no limit")
+	fs.Int64Var(&c.Quotas.Sinks, "max-sinks", 100, "Sinks of one namespace that are published to at most, the oldest ones; -1 for no limit")
+	fs.Int64Var(&c.Quotas.AttemptsPerSecond, "max-attempts-per-second", quota.Unlimited, "attempts that the sagas of one namespace start per second at most; -1 for no limit")
 	fs.Int64Var(&c.MaxAnswerBytes, "max-answer-bytes", 1<<20, "size of a participant's answer at most, up to 8 MiB")
 	fs.StringVar(&c.CallbackURL, "callback-url", "", "base `URL` of the HTTP API as participants reach it, for steps with completion: Callback; without it there are none")
 	fs.DurationVar(&c.HistoryRetention, "history-retention", 0, "how long the history of a finished saga is kept, for example 2160h; 0 keeps it for good")
@@ -244,13 +250,30 @@ func (c *Config) check() error {
 	case c.LogFormat != "json" && c.LogFormat != "text":
 		return errors.New("--log-format has to be json or text")
 	}
-	if err := c.API.check(); err != nil {
+	if err := errors.Join(c.checkQuotas(), c.API.check()); err != nil {
 		return err
 	}
 	if _, err := egress.New(c.EgressAllow, c.EgressDeny); err != nil {
 		return fmt.Errorf("--egress-allow or --egress-deny: %w", err)
 	}
 	return checkCallbackURL(c.CallbackURL)
+}
+
+func (c *Config) checkQuotas() error {
+	for _, q := range []struct {
+		flag         string
+		value, least int64
+	}{
+		{"max-unfinished-sagas", c.Quotas.UnfinishedSagas, 0},
+		{"max-unfinished-bytes", c.Quotas.UnfinishedBytes, 0},
+		{"max-sinks", c.Quotas.Sinks, 0},
+		{"max-attempts-per-second", c.Quotas.AttemptsPerSecond, 1},
+	} {
+		if q.value < q.least && q.value != quota.Unlimited {
+			return fmt.Errorf("--%s has to be at least %d, or %d for no limit", q.flag, q.least, quota.Unlimited)
+		}
+	}
+	return nil
 }
 
 // list is a comma-separated flag.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -30,6 +31,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
 	"github.com/vextrus/saga-operator/internal/postgres"
+	"github.com/vextrus/saga-operator/internal/quota"
 )
 
 // stopMargin is what stopping may take beyond the grace that attempts have.
@@ -176,19 +178,24 @@ func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
 func wire(
 	c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, policy *egress.Policy, news <-chan struct{},
 ) (_ *engine.Engine, err error) {
-	if err := wireSinks(c, log, mgr, r, policy); err != nil {
+	quotas := quota.NewTable(c.Quotas)
+	annotations := controllers.NewNamespaceQuotas(quotas, mgr.GetCache(), log)
+	if err := errors.Join(mgr.Add(annotations), wireSinks(c, log, mgr, r, policy, quotas)); err != nil {
 		return nil, err
 	}
 	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
-	sagas := &controllers.SagaReconciler{Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events}
+	sagas := &controllers.SagaReconciler{Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events, Quotas: quotas, QuotasRead: annotations.Read()}
 	sagas.Engine, err = engine.New(engine.Options{
-		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Limits: c.Limits, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
+		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Limits: c.Limits, AttemptRate: func(namespace string) int64 { return quotas.Of(namespace).AttemptsPerSecond }, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
 		Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := sagas.SetupWithManager(mgr); err != nil {
+	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "saga_waiting_for_quota", Help: "Sagas that wait to start because of the quotas of their namespaces."},
+		func() float64 { return float64(sagas.WaitingForQuota()) })
+	if err := errors.Join(sagas.SetupWithManager(mgr), metrics.Registry.Register(waiting)); err != nil {
 		return nil, err
 	}
 	if err := mgr.Add(&answers{engine: sagas.Engine, tell: sagas.Enqueue, news: news, log: log}); err != nil {

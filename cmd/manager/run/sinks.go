@@ -16,6 +16,7 @@ import (
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/participant/message"
+	"github.com/vextrus/saga-operator/internal/quota"
 )
 
 // relay publishes the messages of the outbox, on every replica: leases in the database share the sinks among them.
@@ -51,10 +52,10 @@ func (r *relay) Forget(ctx context.Context, id string) (bool, error) {
 }
 
 // wireSinks has the relay publish to what Sinks and ClusterSinks say, within the egress policy.
-func wireSinks(c Config, log *slog.Logger, mgr manager.Manager, r *relay, policy *egress.Policy) error {
+func wireSinks(c Config, log *slog.Logger, mgr manager.Manager, r *relay, policy *egress.Policy, quotas *quota.Table) error {
 	const connectTimeout = 30 * time.Second // sinks have shorter ones of their own
 	sinks := &controllers.SinkReconciler{
-		Relay: r, Dial: policy.Dialer(connectTimeout).DialContext, Namespace: operatorNamespace(c), UserAgent: "saga-operator/" + Version, Logger: log, Watches: c.watches,
+		Relay: r, Dial: policy.Dialer(connectTimeout).DialContext, Namespace: operatorNamespace(c), UserAgent: "saga-operator/" + Version, Logger: log, Watches: c.watches, Quotas: quotas,
 	}
 	if err := sinks.SetupWithManager(mgr); err != nil {
 		return err

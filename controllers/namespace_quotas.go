@@ -1,0 +1,91 @@
+package controllers
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+
+	"github.com/vextrus/saga-operator/internal/quota"
+)
+
+// namespaceRetry is how often it is tried again to watch namespaces.
+const namespaceRetry = 10 * time.Second
+
+// NamespaceQuotas keeps a table of quotas up to date with the annotations of Namespaces. It is a runnable
+// of every replica. Where it may not read namespaces, the usual quotas apply to all.
+type NamespaceQuotas struct {
+	table *quota.Table
+	cache cache.Cache
+	log   *slog.Logger
+	read  chan struct{}
+}
+
+// NewNamespaceQuotas returns one that reads namespaces from a cache.
+func NewNamespaceQuotas(table *quota.Table, c cache.Cache, log *slog.Logger) *NamespaceQuotas {
+	return &NamespaceQuotas{table: table, cache: c, log: log, read: make(chan struct{})}
+}
+
+// Read is closed when the annotations of all namespaces have been read.
+func (n *NamespaceQuotas) Read() <-chan struct{} { return n.read }
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (*NamespaceQuotas) NeedLeaderElection() bool { return false }
+
+// Start implements manager.Runnable.
+func (n *NamespaceQuotas) Start(ctx context.Context) error {
+	var informer cache.Informer
+	ended := wait.PollUntilContextCancel(ctx, namespaceRetry, true, func(ctx context.Context) (bool, error) {
+		var err error
+		if informer, err = n.cache.GetInformer(ctx, namespaceKind()); err != nil && ctx.Err() == nil {
+			n.log.Warn("the quotas of namespaces cannot be read: those of the flags apply to all namespaces; trying again", "error", err)
+		}
+		return err == nil, nil
+	})
+	if ended != nil {
+		return nil //nolint:nilerr // the process ends
+	}
+	handle, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    n.take,
+		UpdateFunc: func(_, o any) { n.take(o) },
+		DeleteFunc: func(o any) {
+			if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+				o = gone.Obj
+			}
+			n.drop(o)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if toolscache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
+		close(n.read)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (n *NamespaceQuotas) take(o any) {
+	defer guard(n.log, "reading the quotas of a namespace")
+	if ns, ok := o.(*metav1.PartialObjectMetadata); ok {
+		if err := n.table.Set(ns.Name, ns.Annotations); err != nil {
+			n.log.Error("a quota of a namespace cannot be read; the flag's applies", "namespace", ns.Name, "error", err)
+		}
+	}
+}
+
+func (n *NamespaceQuotas) drop(o any) {
+	defer guard(n.log, "dropping the quotas of a namespace")
+	if ns, ok := o.(*metav1.PartialObjectMetadata); ok {
+		_ = n.table.Set(ns.Name, nil) // no annotation, no error
+	}
+}
+
+// namespaceKind is the kind of which namespaces are watched: without their specs.
+func namespaceKind() *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}}
+}
