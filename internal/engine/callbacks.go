@@ -76,11 +76,12 @@ func (c *Callbacks) Issue(ctx context.Context, call participant.Call, within tim
 	return token, nil
 }
 
-// Find returns ErrNoCallback if the token was not issued. It reads one row. A server calls it
-// before it reads the body of a request, so that a request with a forged token costs little.
-func (c *Callbacks) Find(ctx context.Context, token string) error {
-	_, err := c.find(ctx, token)
-	return err
+// Find returns the namespace of the saga that a token was issued for. The namespace is empty if the
+// saga is gone. Find fails with ErrNoCallback if the token was not issued. A server calls it before
+// it reads the body of a request, so that a request with a forged token costs little.
+func (c *Callbacks) Find(ctx context.Context, token string) (namespace string, err error) {
+	found, err := c.find(ctx, token)
+	return found.Namespace, err
 }
 
 // maxTokenBytes limits the length of a token that is looked up. Issued tokens are shorter.

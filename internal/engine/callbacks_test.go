@@ -84,6 +84,19 @@ func TestACallbackEndsTheAttemptThatItWasGivenTo(t *testing.T) {
 	answered(t, c, i.token, paid("p-2"), ErrCallbackUsed)
 }
 
+func TestCallbacksFindNamespaceOfSaga(t *testing.T) {
+	t.Parallel()
+	store := memory.New()
+	c := &Callbacks{Store: store}
+	_, k, i := answering(t, store, c)
+	if namespace, err := c.Find(t.Context(), i.token); err != nil || namespace != k.Namespace {
+		t.Errorf("Find = %q, %v, want %q", namespace, err, k.Namespace)
+	}
+	if _, err := c.Find(t.Context(), "forged"); !errors.Is(err, ErrNoCallback) {
+		t.Errorf("a forged token: %v, want %v", err, ErrNoCallback)
+	}
+}
+
 func TestACallbackThatComesBeforeTheAcceptanceIsKept(t *testing.T) {
 	t.Parallel()
 	store := memory.New()

@@ -170,6 +170,9 @@ type Callback struct {
 	UID             uuid.UUID
 	Step, Direction string
 	Attempt         int
+	// Namespace is the namespace of the saga; empty if the saga has no state row. PutCallback ignores
+	// it.
+	Namespace string
 	// ExpiresAt is when the token is of no use any more, to the microsecond.
 	ExpiresAt time.Time
 }

@@ -47,15 +47,15 @@ func (h *handlers) decide(ctx context.Context, c DecideSaga) (Object, error) {
 }
 
 // findCallback fails with a *NotFoundError if the token of a callback is unknown.
-func (h *handlers) findCallback(ctx context.Context, q FindCallback) (Answered, error) {
-	err := h.Callbacks.Find(ctx, string(q.Token))
+func (h *handlers) findCallback(ctx context.Context, q FindCallback) (FoundCallback, error) {
+	namespace, err := h.Callbacks.Find(ctx, string(q.Token))
 	if errors.Is(err, engine.ErrNoCallback) {
-		return Answered{}, &NotFoundError{What: "a callback with this token"}
+		return FoundCallback{}, &NotFoundError{What: "a callback with this token"}
 	}
 	if err != nil {
-		return Answered{}, fromDatabase("looking up a callback", err)
+		return FoundCallback{}, fromDatabase("looking up a callback", err)
 	}
-	return Answered{}, nil
+	return FoundCallback{Namespace: namespace}, nil
 }
 
 // answer keeps a participant's later answer.

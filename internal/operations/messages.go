@@ -186,16 +186,20 @@ type AnswerCallback struct {
 	Body json.RawMessage
 }
 
-// FindCallback asks whether a token of a callback was issued. It fails with a [*NotFoundError] if
-// it was not.
+// FindCallback asks for the saga that a token of a callback was issued for. It fails with a
+// [*NotFoundError] if the token was not issued.
 type FindCallback struct {
-	cqrs.Answers[Answered]
+	cqrs.Answers[FoundCallback]
 	Token Token
 }
 
 func (FindCallback) byToken() {}
 
-// Answered is the empty result of [AnswerCallback] and [FindCallback].
+// FoundCallback is the result of [FindCallback]. Namespace is the namespace of the saga; it is empty
+// if the saga is gone.
+type FoundCallback struct{ Namespace string }
+
+// Answered is the empty result of [AnswerCallback].
 type Answered struct{}
 
 func (AnswerCallback) byToken() {}

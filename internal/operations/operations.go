@@ -23,7 +23,7 @@ type Decider interface {
 
 // Callbacks takes participants' later answers; it is engine.Callbacks.
 type Callbacks interface {
-	Find(ctx context.Context, token string) error
+	Find(ctx context.Context, token string) (namespace string, err error)
 	Answer(ctx context.Context, token string, a engine.CallbackAnswer) error
 }
 

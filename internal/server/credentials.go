@@ -30,8 +30,8 @@ func (s *Server) admitUnverified(r *http.Request) (free, spend func(), _ *Proble
 		s.metrics.limited.WithLabelValues("address").Inc()
 		return nil, nil, newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests come from this address").later(wait)
 	}
-	free, mine, full := s.checks.take(address)
-	if mine || full {
+	free, ok := s.checks.take(address)
+	if !ok {
 		s.metrics.limited.WithLabelValues("credentials").Inc()
 		return nil, nil, newProblem(http.StatusServiceUnavailable, "Busy", "the operator is checking as many credentials as it can at the moment; retry").later(soon)
 	}
@@ -75,27 +75,27 @@ func (s *Server) caller(ctx context.Context, r *http.Request) (operations.Caller
 }
 
 // authorizeCallback checks that the token of a callback was issued, and applies the rate of the
-// token.
-func (s *Server) authorizeCallback(ctx context.Context, r *http.Request) *Problem {
+// token. It returns the tenant of the saga.
+func (s *Server) authorizeCallback(ctx context.Context, r *http.Request) (tenant string, _ *Problem) {
 	free, spend, p := s.admitUnverified(r)
 	if p != nil {
-		return p
+		return "", p
 	}
 	defer free()
 	token := path.Base(r.URL.Path)
-	_, err := cqrs.Ask(ctx, s.commands.Queries, operations.FindCallback{Token: operations.Token(token)})
+	found, err := cqrs.Ask(ctx, s.commands.Queries, operations.FindCallback{Token: operations.Token(token)})
 	var missing *operations.NotFoundError
 	switch {
 	case errors.As(err, &missing):
 		spend()
-		return s.failure(ctx, err)
+		return "", s.failure(ctx, err)
 	case err != nil:
-		return s.failure(ctx, err)
+		return "", s.failure(ctx, err)
 	}
 	sum := sha256.Sum256([]byte(token))
 	if wait := s.users.take("callback " + string(sum[:])); wait > 0 {
 		s.metrics.limited.WithLabelValues("callback").Inc()
-		return newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests use this callback token").later(wait)
+		return "", newProblem(http.StatusTooManyRequests, "TooManyRequests", "too many requests use this callback token").later(wait)
 	}
-	return nil
+	return tenantOfNamespace(found.Namespace), nil
 }

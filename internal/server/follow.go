@@ -20,14 +20,9 @@ import (
 // follow answers with a stream, once there is a first answer: until then an error is an ordinary one.
 func (s *Server) follow(ctx context.Context, q operations.SagaHistory) (*historyOutput, error) {
 	x := exchangeOf(ctx)
-	free, mine, all := s.followed.take(x.user)
-	switch {
-	case mine:
-		s.metrics.limited.WithLabelValues("user followers").Inc()
-		return nil, newProblem(http.StatusTooManyRequests, "TooManyFollowers", "user %q follows %d sagas already", x.user, s.limits.UserFollowers).later(s.limits.Heartbeat)
-	case all:
-		s.metrics.limited.WithLabelValues("followers").Inc()
-		return nil, newProblem(http.StatusServiceUnavailable, "TooManyFollowers", "%d sagas are being followed already; ask again later", s.limits.Followers).later(s.limits.Heartbeat)
+	free, p := s.admitFollower(x.user)
+	if p != nil {
+		return nil, p
 	}
 	reader, err := cqrs.Ask(ctx, s.commands.Queries, operations.FollowSaga{From: q})
 	var events []operations.Event
@@ -51,6 +46,23 @@ func (s *Server) follow(ctx context.Context, q operations.SagaHistory) (*history
 		r, w := humago.Unwrap(c)
 		s.stream(r.Context(), &stream{w: w, control: http.NewResponseController(w), timeout: s.limits.StreamWriteTimeout}, reader, events)
 	}}, nil
+}
+
+// admitFollower takes a place for a stream of a user. The limit of each user alone would leave all
+// streams to a tenant with many ServiceAccounts.
+func (s *Server) admitFollower(user string) (free func(), _ *Problem) {
+	freeUser, ok := s.userFollowed.take(user)
+	if !ok {
+		s.metrics.limited.WithLabelValues("user followers").Inc()
+		return nil, newProblem(http.StatusTooManyRequests, "TooManyFollowers", "user %q follows %d sagas already", user, s.limits.UserFollowers).later(s.limits.Heartbeat)
+	}
+	freeTenant, ok := s.followed.take(tenantOf(user))
+	if !ok {
+		freeUser()
+		s.metrics.limited.WithLabelValues("followers").Inc()
+		return nil, newProblem(http.StatusServiceUnavailable, "TooManyFollowers", "the operator has no stream left for this user's tenant; retry later").later(s.limits.Heartbeat)
+	}
+	return func() { freeTenant(); freeUser() }, nil
 }
 
 // stream writes events until the saga has finished, the client is gone, or the operator stops.

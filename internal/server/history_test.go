@@ -307,37 +307,3 @@ func TestWhoLosesTheRightStopsFollowing(t *testing.T) {
 		t.Errorf("it goes on with %+v", e)
 	}
 }
-
-func TestFollowersAreCountedPerUserAndInAll(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, func(_ *operations.Options, o *Options) {
-		o.Limits.Followers, o.Limits.UserFollowers, o.Limits.Concurrent = 3, 2, 1
-	})
-	ada, grace, alan := r.editor(), r.editor(), r.editor()
-	r.create(ada, "order-1")
-	free := func() bool {
-		r.server.served.mu.Lock()
-		defer r.server.served.mu.Unlock()
-		return r.server.served.taken == 0
-	}
-	var all []*follower
-	for _, token := range []string{ada, ada, grace} {
-		r.until("the one place is free", free)
-		f := r.follow(token, "order-1", "")
-		if f.status != http.StatusOK {
-			t.Fatalf("answered with %d", f.status)
-		}
-		all = append(all, f)
-	}
-	r.until("the one place is free", free)
-	if f := r.follow(alan, "order-1", ""); f.status != http.StatusServiceUnavailable {
-		t.Errorf("one more in all: %d", f.status)
-	}
-	all[2].close()
-	r.until("there is room", func() bool { f := r.follow(alan, "order-1", ""); defer f.close(); return f.status == http.StatusOK })
-	r.until("one more of a user is turned away", func() bool {
-		f := r.follow(ada, "order-1", "")
-		defer f.close()
-		return f.status == http.StatusTooManyRequests
-	})
-}

@@ -12,13 +12,13 @@ import (
 
 // Limits bound what clients can take. The zero value of each is its default.
 type Limits struct {
-	// Concurrent is the maximum number of requests that are served at a time, at most half of them
-	// for one tenant; default 256. A request counts from when its body has been read. Streams and
-	// callbacks do not count. Callbacks is the maximum number of callbacks that are served at a
-	// time; default 64.
+	// Concurrent is the maximum number of requests that are served at a time; default 256. A request
+	// counts from when its body has been read. Streams and callbacks do not count. Callbacks is the
+	// maximum number of callbacks that are served at a time; default 64. One tenant has at most half
+	// of what the others leave, and an eighth is reserved for tenants that have none.
 	Concurrent, Callbacks int
 	// CredentialChecks is the maximum number of bearer tokens and callback tokens that are checked
-	// at a time, at most half of them for one address; default 64.
+	// at a time; default 64. Addresses share them as tenants share Concurrent.
 	CredentialChecks int
 	// Memory is the maximum memory of all requests and of everything that is read for them, in
 	// bytes, estimated as decoded; default 96 MiB. One tenant has at most half of what the others
@@ -31,7 +31,8 @@ type Limits struct {
 	// per second; default 50. AddressRate is the maximum rate of requests of one address that have
 	// no valid credentials; default 200. Both allow bursts of two seconds' worth.
 	UserRate, AddressRate float64
-	// Followers and UserFollowers are how many sagas are followed at once, by all and by one user; 200 and 10.
+	// Followers is the maximum number of streams; default 200. Tenants share them as they share
+	// Concurrent. UserFollowers is the maximum number of streams of one user; default 10.
 	Followers, UserFollowers int
 	// Headers is how many header fields a request has; 64. HeaderBytes is how large they are together; 16 KiB.
 	Headers, HeaderBytes int
@@ -146,39 +147,4 @@ func network(remote string) string {
 		}
 	}
 	return a.String()
-}
-
-// places counts how many do something at once, in all and each.
-type places struct {
-	total, each int
-
-	mu    sync.Mutex
-	taken int
-	by    map[string]int
-}
-
-func newPlaces(total, each int) *places {
-	return &places{total: total, each: each, by: map[string]int{}}
-}
-
-// take returns a function that gives the place back, or says whose limit has been reached.
-func (p *places) take(who string) (free func(), mine, all bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.taken >= p.total {
-		return nil, false, true
-	}
-	if p.by[who] >= p.each {
-		return nil, true, false
-	}
-	p.taken++
-	p.by[who]++
-	return sync.OnceFunc(func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.taken--
-		if p.by[who]--; p.by[who] == 0 {
-			delete(p.by, who)
-		}
-	}), false, false
 }

@@ -323,13 +323,14 @@ func TestANetworkOfIPv6CountsAsOneAddress(t *testing.T) {
 }
 
 // Find succeeds for every token, unless the fake fails with engine.ErrNoCallback.
-func (c *fakeCallbacks) Find(context.Context, string) error {
+func (c *fakeCallbacks) Find(_ context.Context, token string) (namespace string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if errors.Is(c.fail, engine.ErrNoCallback) {
-		return c.fail
+		return "", c.fail
 	}
-	return nil
+	namespace, _, _ = strings.Cut(token, ".")
+	return namespace, nil
 }
 
 // dial opens a bare connection.

@@ -51,8 +51,8 @@ func (o *operation) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	if o.callback {
 		places = o.server.callbacks
 	}
-	free, mine, full := places.take(tenant)
-	if mine || full {
+	free, ok := places.take(tenant)
+	if !ok {
 		o.server.metrics.limited.WithLabelValues("concurrency").Inc()
 		newProblem(http.StatusServiceUnavailable, "Busy", "the operator serves as many requests as it can at the moment; ask again").later(soon).write(w)
 		return
@@ -77,7 +77,8 @@ func (o *operation) identify(ctx context.Context, r *http.Request, x *exchange) 
 	s := o.server
 	switch {
 	case o.callback:
-		return ctx, callbackTenant, s.authorizeCallback(ctx, r)
+		tenant, p := s.authorizeCallback(ctx, r)
+		return ctx, tenant, p
 	case o.public:
 		return ctx, publicTenant, s.limitAddress(r)
 	}

@@ -50,10 +50,11 @@ type Server struct {
 	metrics       *metrics
 	users         *rates
 	addresses     *rates
-	checks        *places // of credentials
-	served        *places
+	checks        *places // of credentials, by address
+	served        *places // by tenant, as are the two below
 	callbacks     *places
 	followed      *places
+	userFollowed  *places // by user
 	memory        *budget.Budget
 	documentJSON  []byte
 	documentYAML  []byte
@@ -80,8 +81,9 @@ func New(o Options) (*Server, error) {
 		mux: http.NewServeMux(), commands: o.Operations, authenticator: o.Authenticator, stopping: make(chan struct{}),
 	}
 	s.users, s.addresses = newRates(s.limits.UserRate), newRates(s.limits.AddressRate)
-	s.served, s.followed = newPlaces(s.limits.Concurrent, half(s.limits.Concurrent)), newPlaces(s.limits.Followers, s.limits.UserFollowers)
-	s.checks, s.callbacks = newPlaces(s.limits.CredentialChecks, half(s.limits.CredentialChecks)), newPlaces(s.limits.Callbacks, s.limits.Callbacks)
+	s.served, s.callbacks = sharedPlaces(s.limits.Concurrent), sharedPlaces(s.limits.Callbacks)
+	s.checks = sharedPlaces(s.limits.CredentialChecks)
+	s.followed, s.userFollowed = sharedPlaces(s.limits.Followers), fixedPlaces(s.limits.UserFollowers)
 	s.memory = budget.New(s.limits.Memory)
 	var err error
 	if s.metrics, err = newMetrics(o.Metrics); err != nil {

@@ -5,23 +5,22 @@ import (
 	"strings"
 )
 
-const (
-	// callbackTenant is the tenant of all callbacks. Callbacks of different participants are not
-	// distinguished.
-	callbackTenant = "callbacks"
-	// publicTenant is the tenant of all requests for operations that need no credentials.
-	publicTenant = "public"
-)
+// publicTenant is the tenant of all requests for operations that need no credentials.
+const publicTenant = "public"
 
 // tenantOf returns the tenant of a user. All ServiceAccounts of a namespace are one tenant, because
 // a user who can create one can create any number of them.
 func tenantOf(user string) string {
 	if rest, ok := strings.CutPrefix(user, "system:serviceaccount:"); ok {
 		namespace, _, _ := strings.Cut(rest, ":")
-		return "namespace " + namespace
+		return tenantOfNamespace(namespace)
 	}
 	return "user " + user
 }
+
+// tenantOfNamespace returns the tenant of the ServiceAccounts of a namespace, and of the callbacks
+// of its sagas.
+func tenantOfNamespace(namespace string) string { return "namespace " + namespace }
 
 // busy counts a request for which there is no memory at the moment, and returns its problem.
 func (s *Server) busy() *Problem {

@@ -39,6 +39,7 @@ func (s *Store) Callback(ctx context.Context, tokenHash [32]byte) (eventstore.Ca
 	if !known {
 		return c, fmt.Errorf("looking a callback up: %w", eventstore.ErrNotFound)
 	}
+	c.Namespace = s.states[c.UID].Namespace
 	return c, nil
 }
 

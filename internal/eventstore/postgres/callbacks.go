@@ -27,8 +27,9 @@ func (s *Store) PutCallback(ctx context.Context, c eventstore.Callback) error {
 // Callback implements eventstore.Store.
 func (s *Store) Callback(ctx context.Context, tokenHash [32]byte) (eventstore.Callback, error) {
 	c := eventstore.Callback{TokenHash: tokenHash}
-	err := s.pool.QueryRow(ctx, `SELECT uid, step, direction, attempt, expires_at FROM saga_callbacks WHERE token_hash = $1`, tokenHash[:]).
-		Scan(&c.UID, &c.Step, &c.Direction, &c.Attempt, &c.ExpiresAt)
+	err := s.pool.QueryRow(ctx, `SELECT uid, step, direction, attempt, coalesce(s.namespace, ''), expires_at
+		FROM saga_callbacks LEFT JOIN saga_state s USING (uid) WHERE token_hash = $1`, tokenHash[:]).
+		Scan(&c.UID, &c.Step, &c.Direction, &c.Attempt, &c.Namespace, &c.ExpiresAt)
 	c.ExpiresAt = c.ExpiresAt.UTC()
 	if errors.Is(err, pgx.ErrNoRows) {
 		return c, fmt.Errorf("looking a callback up: %w", eventstore.ErrNotFound)

@@ -30,12 +30,24 @@ var callbacks = []behaviour{
 				t.Fatal(err)
 			}
 		}
+		want.Namespace = state(uid).Namespace
 		got, err := f.Callback(t.Context(), want.TokenHash)
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Error(err, diff)
 		}
 		if _, err := f.Callback(t.Context(), sha256.Sum256([]byte("forged"))); !errors.Is(err, eventstore.ErrNotFound) {
 			t.Errorf("a forged token: %v", err)
+		}
+	}},
+	{"a callback of a saga without a state row has no namespace", func(t *testing.T, f *fixture) {
+		uid := uuid.New()
+		want := callback(uid, uid.String())
+		if err := f.PutCallback(t.Context(), want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := f.Callback(t.Context(), want.TokenHash)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Error(err, diff)
 		}
 	}},
 	{"a callback is not turned into another", func(t *testing.T, f *fixture) {
