@@ -136,6 +136,7 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 			return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author}
 		}
 	}
+	e.keepOnlyOutput(in, a)
 	if !send() {
 		return notSent(a) // it has been taken back, and its outcome is known
 	}

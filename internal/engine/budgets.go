@@ -154,6 +154,20 @@ func (e *Engine) releasePlan(in *attemptInput) {
 	}
 }
 
+// keepOnlyOutput drops a large plan but for what the output of an attempt needs, and gives its memory back:
+// calls that hang must not hold the memory that the attempts of other namespaces need to be sent. A plan of
+// which the output is the larger part stays.
+func (e *Engine) keepOnlyOutput(in *attemptInput, a saga.Attempt) {
+	if !in.acquired {
+		return
+	}
+	only, expressions, text := in.plan.OnlyOutput(a)
+	if expressionBytes(expressions, text) <= smallPlanBytes {
+		in.plan = only
+		e.releasePlan(in)
+	}
+}
+
 var (
 	errNoMemory = errors.New("no memory became available")
 	errBusy     = errors.New("other computations took all of the time")

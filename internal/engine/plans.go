@@ -17,12 +17,17 @@ const maxPlanBytes = 64 << 20
 // planBytes estimates the memory of a plan from measurements: a compiled expression takes about 16 KiB,
 // and long ones up to 64 times their text.
 func planBytes(plan *saga.Plan) int {
-	const expression, perByteOfText = 16 << 10, 64
 	n := len(plan.EncodedDefinition())
 	if plan.Expressions() == 0 {
 		return 2 * n
 	}
-	return 2*n + plan.Expressions()*expression + perByteOfText*n
+	return 2*n + expressionBytes(plan.Expressions(), n)
+}
+
+// expressionBytes estimates the memory of compiled expressions that are in so many bytes of text.
+func expressionBytes(expressions, text int) int {
+	const expression, perByteOfText = 16 << 10, 64
+	return expressions*expression + perByteOfText*text
 }
 
 // Plans keeps compiled plans by the content of their definition. Engines that share one have participants of the same kinds. It is safe

@@ -241,9 +241,29 @@ func TestPlansLimitMemory(t *testing.T) {
 	}
 }
 
-// TestAttemptsWaitForMemoryOfLargePlans has two sagas of a namespace, whose share is enough for the plan
-// of one.
-func TestAttemptsWaitForMemoryOfLargePlans(t *testing.T) {
+// preparing is a participant that prepares calls.
+type preparing struct {
+	*scripted
+	prepare func()
+}
+
+func (p *preparing) Prepare(context.Context, *participant.Call) *participant.Result {
+	p.prepare()
+	return nil
+}
+
+// largeDefinition returns a definition of one step whose plan takes several megabytes, and whose output is
+// the body of its response.
+func largeDefinition(i int) *saga.Definition {
+	def := definition("a")
+	list := `"${[` + strings.Repeat("1, ", 900) + fmt.Sprint(i) + `]}",`
+	def.Steps[0].Do.With = json.RawMessage(`{"body": [` + strings.Repeat(list, 40) + `1]}`)
+	def.Steps[0].Output = map[string]string{"x": "${response.body}"}
+	return def
+}
+
+// TestCallsThatHangHoldNoLargePlan has sagas of several namespaces, and memory for the plan of one.
+func TestCallsThatHangHoldNoLargePlan(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -255,12 +275,54 @@ func TestAttemptsWaitForMemoryOfLargePlans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		keys, observed := make([]Key, 4), make([]Observation, 4)
+		for i := range keys {
+			keys[i], observed[i] = newKey(t), start(largeDefinition(i))
+			keys[i].Namespace = fmt.Sprint("n", i/2)
+			if _, err := e.compileNow(t.Context(), keys[i].Namespace, *observed[i].Definition); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.Advance(t.Context(), keys[i], observed[i]); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if n := len(p.seen()); n != len(keys) {
+			t.Errorf("%d participants are called while others hang, want %d", n, len(keys))
+		}
+		if used := e.budgets.plans.Used(); used > 0 {
+			t.Errorf("calls that hang hold %d bytes of plans", used)
+		}
+		close(release)
+		synctest.Wait()
+		for i, k := range keys {
+			if s := advanceUntilIdle(t, e, k, observed[i]); s.Phase != saga.Completed || string(s.Step("a").Output) != `{"x":"x"}` {
+				t.Errorf("the saga is %s: %+v", s.Phase, s.Step("a").Do)
+			}
+		}
+	})
+}
+
+// TestAttemptsWaitForMemoryOfLargePlans has two sagas of a namespace, whose share is enough for the plan
+// of one.
+func TestAttemptsWaitForMemoryOfLargePlans(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		prepared := 0
+		p := &preparing{scripted: &scripted{do: func(context.Context, participant.Call) participant.Result {
+			return participant.Result{Kind: saga.Succeeded, Response: map[string]any{"body": "x"}}
+		}}, prepare: func() {
+			prepared++
+			<-release
+		}}
+		e, err := New(Options{Store: memory.New(), Participants: participant.Registry{"test": p}, Notify: func(Key) {}, Memory: Memory{Plans: 20 << 20}})
+		if err != nil {
+			t.Fatal(err)
+		}
 		keys, observed := []Key{newKey(t), newKey(t)}, make([]Observation, 2)
 		for i, k := range keys {
-			def := definition("a")
-			list := `"${[` + strings.Repeat("1, ", 900) + fmt.Sprint(i) + `]}",`
-			def.Steps[0].Do.With = json.RawMessage(`{"body": [` + strings.Repeat(list, 40) + `1]}`)
-			def.Steps[0].Output = map[string]string{"x": "${response.body}"}
+			def := largeDefinition(i)
 			observed[i] = start(def)
 			plan, err := e.compileNow(t.Context(), k.Namespace, *def)
 			if err != nil {
@@ -277,8 +339,8 @@ func TestAttemptsWaitForMemoryOfLargePlans(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		if n := len(p.seen()); n != 1 {
-			t.Errorf("%d participants are called at a time, want 1", n)
+		if prepared != 1 {
+			t.Errorf("%d attempts are prepared at a time, want 1", prepared)
 		}
 		clear(e.Plans.plans) // as other sagas may have it
 		close(release)

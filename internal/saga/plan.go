@@ -226,6 +226,22 @@ func (p *Plan) OutputState(s State, a Attempt) State {
 	return needed
 }
 
+// OnlyOutput returns a plan that can do no more than evaluate the output of an attempt, with the number of
+// expressions and the bytes of text in it.
+func (p *Plan) OnlyOutput(a Attempt) (only *Plan, expressions, text int) {
+	only = &Plan{}
+	i, ok := p.index[a.Step]
+	if !ok || a.Direction != Action || p.steps[i].output == nil {
+		return only, 0, 0
+	}
+	only.steps, only.index = []planStep{{output: p.steps[i].output}}, map[string]int{a.Step: 0}
+	for _, expr := range p.def.Steps[i].Output {
+		expressions++
+		text += len(expr)
+	}
+	return only, expressions, text
+}
+
 // ErrOutputTooLarge is returned for an output that exceeds MaxOutputBytes or the memory for
 // decoding a response.
 var ErrOutputTooLarge = errors.New("the output is too large")
