@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -33,7 +34,7 @@ func (l Limits) checkEffect(wrong []FieldError, field string, e *Effect) []Field
 			"%s is longer than this operator allows (%s; its flag --max-attempt-timeout): have a participant that takes longer accept the request and reply later",
 			e.AttemptTimeout, l.MaxAttemptTimeout)})
 	}
-	wrong = l.checkBackoff(wrong, field+".retry.initialBackoff", e.Retry.InitialBackoff)
+	wrong = l.checkBackoff(wrong, field+".retry.initialBackoff", cmp.Or(e.Retry.InitialBackoff, leastBackoff)) // as pause takes it
 	return l.checkBackoff(wrong, field+".retry.maxBackoff", e.Retry.MaxBackoff)
 }
 

@@ -13,8 +13,10 @@ func TestLimitsNameFieldAndFlag(t *testing.T) {
 	hangs, hammers := within, within
 	hangs.AttemptTimeout += time.Millisecond
 	hammers.Retry = Retry{InitialBackoff: 99 * time.Millisecond}
+	usual := within
+	usual.Retry.InitialBackoff = 0 // taken as 100ms
 	def := Definition{Steps: []Step{
-		{Do: within, Compensation: &within}, {Do: hangs, Compensation: &hammers},
+		{Do: within, Compensation: &usual}, {Do: hangs, Compensation: &hammers},
 	}}
 	limits := Limits{MaxAttemptTimeout: time.Minute, MinBackoff: 100 * time.Millisecond}
 	var got []string

@@ -335,7 +335,7 @@ func TestOperatorUndoesDeletedHangingSagas(t *testing.T) {
 }
 
 // TestOperatorStallsSagasBeyondLimits has sagas that would load the operator and its participants for
-// long: a hanging call keeps its worker, and a retry without backoff is a busy loop.
+// long: a hanging call keeps its worker, and a retry without a backoff is a busy loop.
 func TestOperatorStallsSagasBeyondLimits(t *testing.T) {
 	a := newTargetWith(t, nil, "hostile")
 	url, arrivals := a.startGate(1)
@@ -348,7 +348,7 @@ func TestOperatorStallsSagasBeyondLimits(t *testing.T) {
 		step v1.Step
 		want string
 	}{
-		"backoff":      {step(func(s *v1.Step) { s.Retry = &v1.Retry{InitialBackoff: &metav1.Duration{}} }), "--min-backoff"},
+		"backoff":      {step(func(s *v1.Step) { s.Retry = &v1.Retry{InitialBackoff: &metav1.Duration{Duration: time.Millisecond}} }), "--min-backoff"},
 		"undo-backoff": {step(func(s *v1.Step) { s.Compensation.Retry = &v1.Retry{MaxBackoff: &metav1.Duration{}} }), "--min-backoff"},
 		"timeout":      {step(func(s *v1.Step) { s.AttemptTimeout = &metav1.Duration{Duration: 61 * time.Second} }), "--max-attempt-timeout"},
 	} {
