@@ -206,7 +206,8 @@ type Effect struct {
 
 	// attemptTimeout bounds one attempt, for example 5s. An attempt that takes
 	// longer is given up; as it may have happened, it is tried again with the
-	// same idempotency key. 1ms to 1h. Default: 30s.
+	// same idempotency key. 1ms to 1h; the operator may allow less, by default
+	// 1m. Default: 30s.
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:Format=duration
