@@ -56,6 +56,7 @@ func (e *Engine) startAttempt(r *running, a saga.Attempt) {
 	over, kind := r.state.Step(a.Step).Effect(a.Direction).SentAt.Add(r.plan.AttemptTimeout(a)), r.plan.Kind(a)
 	e.pool.submit(r.key.Namespace, func() {
 		defer cancel(nil)
+		defer in.hold.release()
 		defer e.survive(r.key, "carrying out", a)
 		// What has waited for a place until its time was over is not sent any more: an undo may start now.
 		if !e.accepting() || !e.Clock().Before(over) {

@@ -16,15 +16,17 @@ import (
 // limit of 0 or less means DefaultMemory. The sagas of a namespace can use at most half of the
 // memory that other namespaces do not use.
 type Memory struct {
-	// States limits the states that are kept between two calls of Advance. A state that does not
-	// fit is loaded from its stream again.
+	// States limits the states, and the compiled definitions, that are kept between two calls of
+	// Advance. A state that does not fit is loaded from its stream again; a definition is compiled
+	// again. Sagas of one definition share it.
 	States int64
 	// Requests limits the rendered settings of attempts, from rendering until the participant has
 	// responded. It also covers the values that templates read during rendering. Responses limits
 	// the bodies of large responses, and Evaluation limits decoded responses. An attempt waits for
 	// these three; its timeout keeps running.
 	Requests, Responses, Evaluation int64
-	// Plans limits the large compiled definitions that attempts use. An attempt waits for it, too.
+	// Plans limits the compiled definitions that attempts use and their sagas do not keep. An attempt
+	// waits for it, too.
 	Plans int64
 	// Outputs limits the large outputs of attempts that have ended and are not recorded yet. Beyond it,
 	// such attempts keep their places in the pool, so that no others start.
@@ -47,6 +49,8 @@ func TotalMemory(total int64) Memory {
 // cannot deadlock.
 type budgets struct {
 	states, plans, requests, responses, evaluation, outputs *budget.Budget
+	// kept are the plans that sagas keep beside their states.
+	kept *plansInUse
 	// maxIdleState is the largest state of an idle saga that is kept, in bytes.
 	maxIdleState int64
 }
@@ -54,8 +58,9 @@ type budgets struct {
 func newBudgets(m Memory) *budgets {
 	limit := func(bytes int64) int64 { return cmp.Or(max(bytes, 0), DefaultMemory) }
 	const share = 16
+	states := budget.New(limit(m.States))
 	return &budgets{
-		states: budget.New(limit(m.States)), requests: budget.New(limit(m.Requests)),
+		states: states, kept: newPlansInUse(states), requests: budget.New(limit(m.Requests)),
 		responses: budget.New(limit(m.Responses)), evaluation: budget.New(limit(m.Evaluation)),
 		outputs:      budget.New(limit(m.Outputs)),
 		plans:        budget.New(limit(m.Plans)),
@@ -81,14 +86,41 @@ func (r *running) keepOrDropState(maxIdle int64) {
 	}
 }
 
-// dropLargePlan drops a plan that takes much memory. Plans keeps it, as far as it has memory.
-func (r *running) dropLargePlan() {
-	if r.plan != nil && planBytes(r.plan) > smallPlanBytes {
+// holdPlan keeps the plan beside the state, if it is small and the budget has memory for it. A plan that it
+// does not keep is dropped at the end of Advance, and found in Plans, or compiled, by the next one.
+func (r *running) holdPlan() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.plan == nil || r.hold != nil || r.attempts == nil {
+		return
+	}
+	if size := planBytes(r.plan); size <= smallPlanBytes && r.kept.tryAcquire(r.key.Namespace, r.plan.Fingerprint(), int64(size)) {
+		r.hold = &planHold{plans: r.kept, key: r.plan.Fingerprint()}
+	}
+}
+
+// dropUnheldPlan drops a plan that holdPlan has not kept.
+func (r *running) dropUnheldPlan() {
+	if r.holdOfPlan() == nil {
 		r.plan = nil
 	}
 }
 
-// smallPlanBytes is the size up to which attempts hold their plan while they wait for a place.
+// dropPlan drops the plan.
+func (r *running) dropPlan() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hold.release()
+	r.hold, r.plan = nil, nil
+}
+
+func (r *running) holdOfPlan() *planHold {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hold
+}
+
+// smallPlanBytes is the size up to which sagas keep their plan, and attempts while they wait for a place.
 const smallPlanBytes = 512 << 10
 
 // dropObservedSpec drops the observed definition and input of a saga that has started: its stream
@@ -105,12 +137,13 @@ const smallStateBytes = 16 << 10
 
 // attemptInput has the plan and the state that an attempt reads.
 type attemptInput struct {
-	// plan is nil if it takes more than smallPlanBytes. It is then compiled again, or found in Plans, when
-	// the attempt gets a place in the pool.
+	// plan is nil if the saga does not keep it. It is then compiled again, or found in Plans, when the
+	// attempt gets a place in the pool.
 	plan      *saga.Plan
-	planKey   saga.Fingerprint // only of a large plan
+	hold      *planHold        // of a plan that the saga keeps
+	planKey   saga.Fingerprint // only of another plan
 	planBytes int64
-	acquired  bool // the large plan is in use
+	acquired  bool // the other plan is in use
 	// state has Version 0 if it takes more than smallStateBytes. It is then loaded when the attempt
 	// gets a place in the pool, because the number of waiting attempts is unlimited. It is reduced
 	// to the values that the output reads before the participant is called.
@@ -120,25 +153,27 @@ type attemptInput struct {
 }
 
 func (r *running) attemptInput(a saga.Attempt) *attemptInput {
-	return newInput(r.state, r.plan, r.state.Bytes()+r.plan.RenderBytes(&r.state, a))
+	return newInput(r.state, r.plan, r.holdOfPlan(), r.state.Bytes()+r.plan.RenderBytes(&r.state, a))
 }
 
-// newInput returns an input that has the plan and the state only if they are small.
-func newInput(state saga.State, plan *saga.Plan, bytes int64) *attemptInput {
-	in := &attemptInput{plan: plan, planBytes: int64(planBytes(plan)), state: state, bytes: bytes}
+// newInput returns an input that has the plan only if the saga has a hold of it, and the state only if it
+// is small.
+func newInput(state saga.State, plan *saga.Plan, hold *planHold, bytes int64) *attemptInput {
+	in := &attemptInput{planBytes: int64(planBytes(plan)), state: state, bytes: bytes}
 	if state.Bytes() > smallStateBytes {
 		in.state = saga.State{}
 	}
-	if in.planBytes > smallPlanBytes {
-		def := plan.Definition()
-		in.plan, in.planKey = nil, def.Fingerprint()
+	if in.hold = hold.again(); in.hold != nil {
+		in.plan = plan
+	} else {
+		in.planKey = plan.Fingerprint()
 	}
 	return in
 }
 
-// acquirePlan waits for the memory of a large plan; see releasePlan.
+// acquirePlan waits for the memory of a plan that the saga does not keep; see releasePlan.
 func (e *Engine) acquirePlan(ctx context.Context, namespace string, in *attemptInput) error {
-	if in.planBytes <= smallPlanBytes {
+	if in.plan != nil {
 		return nil
 	}
 	err := e.plansInUse.acquire(ctx, namespace, in.planKey, in.planBytes)
@@ -154,15 +189,15 @@ func (e *Engine) releasePlan(in *attemptInput) {
 	}
 }
 
-// keepOnlyOutput drops a large plan but for what the output of an attempt needs, and gives its memory back:
-// calls that hang must not hold the memory that the attempts of other namespaces need to be sent. A plan of
-// which the output is the larger part stays.
+// keepOnlyOutput drops an acquired plan but for what the output of an attempt needs, and gives its memory
+// back: calls that hang must not hold the memory that the attempts of other namespaces need to be sent. A
+// plan with a large output stays.
 func (e *Engine) keepOnlyOutput(in *attemptInput, a saga.Attempt) {
+	const small = 64 << 10 // times the workers
 	if !in.acquired {
 		return
 	}
-	only, expressions, text := in.plan.OnlyOutput(a)
-	if expressionBytes(expressions, text) <= smallPlanBytes {
+	if only, text := in.plan.OnlyOutput(a); expressionBytes(only, text) <= small {
 		in.plan = only
 		e.releasePlan(in)
 	}

@@ -194,7 +194,7 @@ func (e *Engine) Advance(ctx context.Context, key Key, obs Observation) (res Res
 			res := r.result()
 			r.dropObservedSpec()
 			r.keepOrDropState(e.budgets.maxIdleState)
-			r.dropLargePlan()
+			r.dropUnheldPlan()
 			return res, nil
 		}
 	}
@@ -247,6 +247,7 @@ func (e *Engine) advanceOnce(ctx context.Context, r *running) (bool, error) {
 		}
 	}
 	r.plan = plan
+	r.holdPlan()
 	if r.recorded(recorded) > 0 && len(events) > 0 {
 		e.Notify(r.key) // the rest did not fit
 	}

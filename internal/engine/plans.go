@@ -15,19 +15,23 @@ import (
 const maxPlanBytes = 64 << 20
 
 // planBytes estimates the memory of a plan from measurements: a compiled expression takes about 16 KiB,
-// and long ones up to 64 times their text.
+// and long ones up to 64 times their text; a mere reference to a value takes next to nothing.
 func planBytes(plan *saga.Plan) int {
+	const fixed = 4 << 10
 	n := len(plan.EncodedDefinition())
-	if plan.Expressions() == 0 {
-		return 2 * n
-	}
-	return 2*n + expressionBytes(plan.Expressions(), n)
+	return fixed + 2*n + expressionBytes(plan, n)
 }
 
-// expressionBytes estimates the memory of compiled expressions that are in so many bytes of text.
-func expressionBytes(expressions, text int) int {
-	const expression, perByteOfText = 16 << 10, 64
-	return expressions*expression + perByteOfText*text
+// expressionBytes estimates the memory of the compiled expressions of a plan, which are in so many bytes of
+// text.
+func expressionBytes(plan *saga.Plan, text int) int {
+	const reference, interpreted, perByteOfText = 256, 16 << 10, 64
+	all, n := plan.Expressions()
+	size := all*reference + n*interpreted
+	if n > 0 {
+		size += perByteOfText * text
+	}
+	return size
 }
 
 // Plans keeps compiled plans by the content of their definition. Engines that share one have participants of the same kinds. It is safe

@@ -67,6 +67,7 @@ func (e *Engine) startReply(r *running, plan *saga.Plan, p reply) {
 	}
 	in := replyInput(r, plan)
 	e.replies.submit(r.key.Namespace, func() {
+		defer in.hold.release()
 		o, err := saga.Outcome{}, errReplyPanicked
 		func() {
 			defer e.survive(r.key, "evaluating the reply to", p.attempt)
@@ -87,7 +88,7 @@ func (e *Engine) startReply(r *running, plan *saga.Plan, p reply) {
 // replyInput has the plan and the state that the output of a reply reads. A large state is loaded when
 // its turn comes.
 func replyInput(r *running, plan *saga.Plan) *attemptInput {
-	return newInput(r.state, plan, r.state.Bytes())
+	return newInput(r.state, plan, r.holdOfPlan(), r.state.Bytes())
 }
 
 var errReplyPanicked = errors.New("evaluating a reply panicked; the operator's log has the stack")

@@ -268,7 +268,7 @@ func TestForgottenSagaHoldsNoReply(t *testing.T) {
 		if len(held.waiting()) > 0 || len(held.replies) > 0 {
 			t.Errorf("%d outcomes wait, %d replies are evaluated", len(held.waiting()), len(held.replies))
 		}
-		if used := r.budgets.outputs.Used(); used > 0 {
+		if used := r.budgets.outputs.Used() + r.budgets.states.Used(); used > 0 {
 			t.Errorf("%d bytes are used", used)
 		}
 	})

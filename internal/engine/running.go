@@ -69,6 +69,9 @@ type running struct {
 	state    saga.State
 	plan     *saga.Plan
 	observed Observation
+	// hold is of the plan, if it is kept between two calls of Advance; guarded by mu.
+	hold *planHold
+	kept *plansInUse
 	// stateAccount holds the memory of state between two calls of Advance.
 	stateAccount *budget.Account
 
@@ -90,7 +93,7 @@ type running struct {
 
 func newRunning(key Key, b *budgets, clock func() time.Time) *running {
 	return &running{
-		key: key, clock: clock, stateAccount: b.states.Open(key.Namespace), outputAccount: b.outputs.Open(key.Namespace),
+		key: key, clock: clock, stateAccount: b.states.Open(key.Namespace), kept: b.kept, outputAccount: b.outputs.Open(key.Namespace),
 		turn: make(chan struct{}, 1), attempts: map[saga.Attempt]*attempt{},
 	}
 }
@@ -125,7 +128,8 @@ func (r *running) observe(obs Observation) {
 }
 
 func (r *running) setLoaded(s saga.State) {
-	r.stream, r.state, r.plan = streamLoaded, s, nil
+	r.stream, r.state = streamLoaded, s
+	r.dropPlan()
 }
 
 func (r *running) setCommitted(s saga.State) {
@@ -134,7 +138,8 @@ func (r *running) setCommitted(s saga.State) {
 
 func (r *running) dropState() {
 	r.stateAccount.Close()
-	r.stream, r.state, r.plan = streamUnknown, saga.State{}, nil
+	r.stream, r.state = streamUnknown, saga.State{}
+	r.dropPlan()
 }
 
 // attemptsUnderWay returns the attempts that wait for a place in the pool or have been sent.
@@ -311,6 +316,7 @@ func (r *running) abandon() {
 	}
 	r.attempts, r.outcomes = nil, nil
 	r.stateAccount.Close()
+	r.hold.release()
 	r.outputAccount.Close()
 	if r.recording != nil {
 		r.stopRecording()

@@ -102,6 +102,9 @@ func (t *Template) ReadsSaga() bool { return t.saga }
 // Static reports whether the template holds no expression.
 func (t *Template) Static() bool { return t.expressions == 0 }
 
+// Interpreted returns how many expressions are more than references to values.
+func (t *Template) Interpreted() int { return t.interpreted }
+
 // OnlyReferences reports whether every expression of the template is a reference, such as input.orderId,
 // for which no interpreter is needed.
 func (t *Template) OnlyReferences() bool { return t.interpreted == 0 }

@@ -54,6 +54,7 @@ func compile(def Definition, effort *expression.Effort) (*Plan, []FieldError) {
 	if c.plan.encoded, err = json.Marshal(def); err != nil {
 		return nil, []FieldError{{Field: "steps", Message: "they cannot be encoded: " + err.Error()}}
 	}
+	c.plan.fingerprint = def.Fingerprint()
 	return c.plan, nil
 }
 
@@ -271,6 +272,7 @@ func (c *compiler) compileTemplate(field string, tree any, vars expression.Vars,
 		return nil
 	}
 	before := c.plan.expressions
+	c.plan.interpreted += t.Interpreted()
 	if c.plan.expressions += t.Expressions(); c.plan.expressions > MaxExpressions && before <= MaxExpressions { // said once
 		c.fail(field, "with those of this field there are more than %d expressions in all steps together", MaxExpressions)
 	}

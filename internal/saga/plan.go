@@ -20,8 +20,10 @@ type Plan struct {
 	order []int
 	// encoded is the stored form of def.
 	encoded json.RawMessage
-	// expressions is how many there are in all templates.
-	expressions int
+	// expressions is how many there are in all templates, and interpreted how many of them are more than
+	// references to values.
+	expressions, interpreted int
+	fingerprint              Fingerprint
 }
 
 type planStep struct {
@@ -37,8 +39,12 @@ func (p *Plan) Definition() Definition { return p.def }
 // EncodedDefinition returns the stored form of what the plan was compiled from.
 func (p *Plan) EncodedDefinition() json.RawMessage { return p.encoded }
 
-// Expressions returns how many expressions the plan holds: they are most of its size in memory.
-func (p *Plan) Expressions() int { return p.expressions }
+// Fingerprint returns the fingerprint of what the plan was compiled from.
+func (p *Plan) Fingerprint() Fingerprint { return p.fingerprint }
+
+// Expressions returns how many expressions the plan holds, and how many of them are more than references
+// to values: these are most of its size in memory.
+func (p *Plan) Expressions() (all, interpreted int) { return p.expressions, p.interpreted }
 
 // effect returns the definition of an effect; nil if the plan does not have it.
 func (p *Plan) effect(id EffectID) *Effect {
@@ -226,20 +232,21 @@ func (p *Plan) OutputState(s State, a Attempt) State {
 	return needed
 }
 
-// OnlyOutput returns a plan that can do no more than evaluate the output of an attempt, with the number of
-// expressions and the bytes of text in it.
-func (p *Plan) OnlyOutput(a Attempt) (only *Plan, expressions, text int) {
+// OnlyOutput returns a plan that can do no more than evaluate the output of an attempt, and the number of
+// bytes of text in it.
+func (p *Plan) OnlyOutput(a Attempt) (only *Plan, text int) {
 	only = &Plan{}
 	i, ok := p.index[a.Step]
 	if !ok || a.Direction != Action || p.steps[i].output == nil {
-		return only, 0, 0
+		return only, 0
 	}
-	only.steps, only.index = []planStep{{output: p.steps[i].output}}, map[string]int{a.Step: 0}
+	t := p.steps[i].output
+	only.steps, only.index = []planStep{{output: t}}, map[string]int{a.Step: 0}
+	only.expressions, only.interpreted = t.Expressions(), t.Interpreted()
 	for _, expr := range p.def.Steps[i].Output {
-		expressions++
 		text += len(expr)
 	}
-	return only, expressions, text
+	return only, text
 }
 
 // ErrOutputTooLarge is returned for an output that exceeds MaxOutputBytes or the memory for
