@@ -13,7 +13,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/quota"
 )
 
-// namespaceRetry is how often it is tried again to watch namespaces.
+// namespaceRetry is the pause between two attempts to watch namespaces.
 const namespaceRetry = 10 * time.Second
 
 // NamespaceQuotas keeps a table of quotas up to date with the annotations of Namespaces. It is a runnable
@@ -42,7 +42,7 @@ func (n *NamespaceQuotas) Start(ctx context.Context) error {
 	ended := wait.PollUntilContextCancel(ctx, namespaceRetry, true, func(ctx context.Context) (bool, error) {
 		var err error
 		if informer, err = n.cache.GetInformer(ctx, namespaceKind()); err != nil && ctx.Err() == nil {
-			n.log.Warn("the quotas of namespaces cannot be read: those of the flags apply to all namespaces; trying again", "error", err)
+			n.log.Warn("namespaces cannot be watched: the quotas of the flags apply to all of them; trying again", "error", err)
 		}
 		return err == nil, nil
 	})

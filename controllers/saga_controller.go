@@ -49,8 +49,8 @@ type SagaReconciler struct {
 	Concurrency int
 	// Watches reports whether a namespace is this operator's business; nil for all.
 	Watches func(namespace string) bool
-	// Quotas are those of the namespaces; none when nil. QuotasRead is closed when they are complete; nil if
-	// they are from the beginning.
+	// Quotas has the quotas of all namespaces; nil means no quotas. QuotasRead is closed when the quotas
+	// have been read; nil means that they are complete from the start.
 	Quotas     *quota.Table
 	QuotasRead <-chan struct{}
 	// AnyName lets several controllers live in one process, as tests want it.

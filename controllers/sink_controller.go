@@ -79,7 +79,7 @@ type SinkReconciler struct {
 	Clock func() time.Time
 	// Watches reports whether a namespace is this operator's business; nil for all.
 	Watches func(namespace string) bool
-	// Quotas are those of the namespaces; none when nil.
+	// Quotas has the quotas of all namespaces; nil means no quotas.
 	Quotas *quota.Table
 	// Elected is closed when this process leads; the manager's by default.
 	Elected <-chan struct{}

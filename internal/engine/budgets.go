@@ -189,7 +189,7 @@ func (e *Engine) releasePlan(in *attemptInput) {
 	}
 }
 
-// keepOnlyOutput drops an acquired plan but for what the output of an attempt needs, and gives its memory
+// keepOnlyOutput drops an acquired plan except what the output of an attempt needs, and gives its memory
 // back: calls that hang must not hold the memory that the attempts of other namespaces need to be sent. A
 // plan with a large output stays.
 func (e *Engine) keepOnlyOutput(in *attemptInput, a saga.Attempt) {
