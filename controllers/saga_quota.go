@@ -20,9 +20,9 @@ const reasonQuotaExceeded = "QuotaExceeded"
 const quotaPatience = 10 * time.Second
 
 // admit asks whether a saga that has not started may, by the quotas of its namespace. If not, it sets why
-// in the sighting. A saga that is to be deleted does nothing, so it may.
+// in the sighting. A saga that is cancelled or to be deleted may: it does nothing, and ends at once.
 func (r *SagaReconciler) admit(s *sighting) bool {
-	if r.unfinished == nil || s.deleting() {
+	if r.unfinished == nil || s.deleting() || s.object.Spec.Cancel {
 		return true
 	}
 	namespace, bytes := s.key.Namespace, specBytes(s.object)

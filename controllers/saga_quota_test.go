@@ -114,6 +114,22 @@ func TestSagaThatWaitsForItsQuotaCanBeDeleted(t *testing.T) {
 	}
 }
 
+func TestSagaThatWaitsForItsQuotaCanBeCancelled(t *testing.T) {
+	t.Parallel()
+	limits := quota.None()
+	limits.UnfinishedSagas = 1
+	r, _, _ := newQuotaRig(t, limits)
+	r.create("first", held)
+	r.waitPhase("first", v1.PhaseRunning)
+	r.create("second", held)
+	r.waitForQuota("second")
+	r.mustPatch("second", `{"spec":{"cancel":true}}`)
+	r.waitPhase("second", v1.PhaseCompensated)
+	if n := r.svc.count("POST /ship"); n != 1 {
+		t.Errorf("the participant was called %d times, want once, for the first saga", n)
+	}
+}
+
 // TestSagaCountsAfterARestart has an operator find a saga that another has started.
 func TestSagaCountsAfterARestart(t *testing.T) {
 	t.Parallel()

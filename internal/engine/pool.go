@@ -19,7 +19,7 @@ type pool struct {
 	active  int
 	places  map[string]int // of each namespace
 	waiting turns.Queue[*job]
-	drained chan struct{} // closed when nothing is left; nil while nobody waits for it
+	drained chan struct{} // closed when nothing is left; nil while no call of drain waits
 }
 
 // job is what a pool runs.

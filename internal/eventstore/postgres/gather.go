@@ -34,7 +34,7 @@ const (
 
 // Gathering is a Store that commits the appends of many callers together. Each append still succeeds or loses by itself; what is shared is the round trip
 // and the commit, which cost most. There is no timer: whatever has come together while earlier flushes were under way goes into the next one, so an
-// append that finds nobody else waits for nobody. The appends of one stream are committed one after the other, in the order in which they came. Where more
+// append does not wait if no other does. The appends of one stream are committed one after the other, in the order in which they came. Where more
 // waits than fits into a flush, namespaces take turns.
 type Gathering struct {
 	*Store
