@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -413,5 +414,24 @@ func TestATemplateSaysWhetherItReadsTheInput(t *testing.T) {
 		} else if got := tmpl.ReadsInput(); got != reads {
 			t.Errorf("%s reads the input: %t", text, got)
 		}
+	}
+}
+
+// TestEnvironmentChecksManyAtOnce is for the race detector: the library collects names at the first unknown one.
+func TestEnvironmentChecksManyAtOnce(t *testing.T) {
+	for range 20 {
+		e := newEnvironment("input")
+		var all sync.WaitGroup
+		for _, source := range []string{"inptu", "[1].all(x, x > 0)", "[1].map(x, x)", "nothing"} {
+			all.Go(func() {
+				parsed, issues := e.env.Parse(source)
+				if issues.Err() != nil {
+					t.Error(issues.Err())
+					return
+				}
+				_, _ = e.env.Check(parsed)
+			})
+		}
+		all.Wait()
 	}
 }

@@ -163,6 +163,9 @@ func newEnvironment(variables ...string) *environment {
 	if err != nil {
 		panic("expression: the CEL environment is broken: " + err.Error())
 	}
+	// The checker collects the names that it suggests for an unknown one when it meets the first, and writes
+	// them where other checks read without a lock: it meets one before there are others.
+	_, _ = env.Compile("unknown")
 	guarded, err := guardedFunctions(env)
 	if err != nil {
 		panic("expression: the CEL environment is broken: " + err.Error())
