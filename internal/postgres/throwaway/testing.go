@@ -16,6 +16,7 @@ var shared struct {
 	mu     sync.Mutex
 	server *Server
 	err    error
+	own    bool // it is not the one that DATABASE_URL names
 }
 
 // Main runs a package's tests and closes the server that they shared, if any
@@ -37,6 +38,13 @@ func Main(m *testing.M) int {
 	return code
 }
 
+// MainAlone is Main with a server that no other package uses: for tests that wait until no older
+// transaction is under way, which PostgreSQL knows of the whole server only.
+func MainAlone(m *testing.M) int {
+	shared.own = true
+	return Main(m)
+}
+
 // Shared returns the server that the tests of this binary share, started by the
 // first of them. A test that stops a server takes one of its own: NewServer.
 func Shared(t testing.TB) *Server {
@@ -46,7 +54,7 @@ func Shared(t testing.TB) *Server {
 	if shared.server == nil && shared.err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
-		shared.server, shared.err = Start(ctx, Options{Progress: toStderr})
+		shared.server, shared.err = Start(ctx, Options{Own: shared.own, Progress: toStderr})
 	}
 	if shared.err != nil {
 		t.Fatalf("starting a throw-away PostgreSQL: %v", shared.err)
