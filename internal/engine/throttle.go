@@ -90,7 +90,9 @@ func (t *throttle) grant(namespace string) {
 		key := b.waiting.Remove(first).(Key)
 		delete(b.places, key.UID)
 		b.granted[key.UID] = true
-		b.tokens--
+		if rate >= 0 { // without a limit none is spent: a later limit must not begin with a debt
+			b.tokens--
+		}
 		woken = append(woken, key)
 	}
 	if b.waiting.Len() > 0 {
@@ -120,7 +122,7 @@ func (t *throttle) forget(key Key) {
 	}
 }
 
-// fill adds the tokens of the time since it was last called, up to those of one second.
+// fill adds the tokens of the time since the last call. A bucket holds the tokens of one second at most.
 func (b *bucket) fill(now time.Time, rate int64) {
 	if passed := now.Sub(b.at); passed > 0 && rate > 0 {
 		b.tokens += passed.Seconds() * float64(rate)

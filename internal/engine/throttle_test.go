@@ -194,6 +194,11 @@ func TestThrottleFollowsAChangedRate(t *testing.T) {
 		if got := th.take(Key{Namespace: "shop", UID: "9"}, 100); got != 100 {
 			t.Errorf("%d of 100 attempts may start without a limit", got)
 		}
+		rate.Store(1)
+		<-time.After(time.Second)
+		if got := th.take(Key{Namespace: "shop", UID: "10"}, 1); got != 1 {
+			t.Error("no attempt may start a second after a new limit: it begins with a debt")
+		}
 	})
 }
 
