@@ -38,16 +38,9 @@ func (*NamespaceQuotas) NeedLeaderElection() bool { return false }
 
 // Start implements manager.Runnable.
 func (n *NamespaceQuotas) Start(ctx context.Context) error {
-	var informer cache.Informer
-	ended := wait.PollUntilContextCancel(ctx, namespaceRetry, true, func(ctx context.Context) (bool, error) {
-		var err error
-		if informer, err = n.cache.GetInformer(ctx, namespaceKind()); err != nil && ctx.Err() == nil {
-			n.log.Warn("namespaces cannot be watched: the quotas of the flags apply to all of them; trying again", "error", err)
-		}
-		return err == nil, nil
-	})
-	if ended != nil {
-		return nil //nolint:nilerr // the process ends
+	informer := n.informer(ctx)
+	if informer == nil {
+		return nil
 	}
 	handle, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    n.take,
@@ -69,6 +62,21 @@ func (n *NamespaceQuotas) Start(ctx context.Context) error {
 	return nil
 }
 
+// informer returns the informer of namespaces, trying until it can be had; nil when the process ends.
+func (n *NamespaceQuotas) informer(ctx context.Context) (informer cache.Informer) {
+	_ = wait.PollUntilContextCancel(ctx, namespaceRetry, true, func(ctx context.Context) (bool, error) {
+		found, err := n.cache.GetInformer(ctx, namespaceKind())
+		switch {
+		case err == nil:
+			informer = found
+		case ctx.Err() == nil:
+			n.log.Warn("namespaces cannot be watched, so the quotas of the flags apply to all of them; the operator's ClusterRole has to allow it to list and watch namespaces; trying again", "error", err)
+		}
+		return err == nil, nil
+	})
+	return informer
+}
+
 func (n *NamespaceQuotas) take(o any) {
 	defer guard(n.log, "reading the quotas of a namespace")
 	if ns, ok := o.(*metav1.PartialObjectMetadata); ok {
@@ -85,7 +93,7 @@ func (n *NamespaceQuotas) drop(o any) {
 	}
 }
 
-// namespaceKind is the kind of which namespaces are watched: without their specs.
+// namespaceKind is how namespaces are watched: their metadata only.
 func namespaceKind() *metav1.PartialObjectMetadata {
 	return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}}
 }
