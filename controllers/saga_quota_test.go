@@ -39,6 +39,18 @@ func newQuotaRig(t *testing.T, l quota.Limits) (*rig, *quota.Table, *gate) {
 	return r, table, ship
 }
 
+// newFullQuotaRig is a rig whose namespace may have one unfinished saga, and has it: first, which runs until
+// the gate is open.
+func newFullQuotaRig(t *testing.T) (*rig, *quota.Table, *gate) {
+	t.Helper()
+	limits := quota.None()
+	limits.UnfinishedSagas = 1
+	r, table, ship := newQuotaRig(t, limits)
+	r.create("first", held)
+	r.waitPhase("first", v1.PhaseRunning)
+	return r, table, ship
+}
+
 // waitForQuota waits until a saga waits for its quota.
 func (r *rig) waitForQuota(name string) *v1.Saga {
 	r.Helper()
@@ -53,11 +65,7 @@ func (r *rig) waitForQuota(name string) *v1.Saga {
 
 func TestSagaWaitsForTheQuotaOfItsNamespace(t *testing.T) {
 	t.Parallel()
-	limits := quota.None()
-	limits.UnfinishedSagas = 1
-	r, _, ship := newQuotaRig(t, limits)
-	r.create("first", held)
-	r.waitPhase("first", v1.PhaseRunning)
+	r, _, ship := newFullQuotaRig(t)
 	r.create("second", held)
 	o := r.waitForQuota("second")
 	if o.Status.Phase != v1.PhasePending || len(o.Finalizers) > 0 || len(r.history(o)) > 0 {
@@ -81,11 +89,7 @@ func TestSagaWaitsForTheQuotaOfItsNamespace(t *testing.T) {
 
 func TestSagaStartsWhenItsQuotaIsRaised(t *testing.T) {
 	t.Parallel()
-	limits := quota.None()
-	limits.UnfinishedSagas = 1
-	r, table, _ := newQuotaRig(t, limits)
-	r.create("first", held)
-	r.waitPhase("first", v1.PhaseRunning)
+	r, table, _ := newFullQuotaRig(t)
 	r.create("second", held)
 	r.waitForQuota("second")
 	if err := table.Set(r.ns, map[string]string{v1.MaxUnfinishedSagasAnnotation: "2"}); err != nil {
@@ -96,11 +100,7 @@ func TestSagaStartsWhenItsQuotaIsRaised(t *testing.T) {
 
 func TestSagaThatWaitsForItsQuotaCanBeDeleted(t *testing.T) {
 	t.Parallel()
-	limits := quota.None()
-	limits.UnfinishedSagas = 1
-	r, _, ship := newQuotaRig(t, limits)
-	r.create("first", held)
-	r.waitPhase("first", v1.PhaseRunning)
+	r, _, ship := newFullQuotaRig(t)
 	second := r.create("second", held)
 	r.waitForQuota("second")
 	r.create("third", held)
@@ -116,11 +116,7 @@ func TestSagaThatWaitsForItsQuotaCanBeDeleted(t *testing.T) {
 
 func TestSagaThatWaitsForItsQuotaCanBeCancelled(t *testing.T) {
 	t.Parallel()
-	limits := quota.None()
-	limits.UnfinishedSagas = 1
-	r, _, _ := newQuotaRig(t, limits)
-	r.create("first", held)
-	r.waitPhase("first", v1.PhaseRunning)
+	r, _, _ := newFullQuotaRig(t)
 	r.create("second", held)
 	r.waitForQuota("second")
 	r.mustPatch("second", `{"spec":{"cancel":true}}`)
