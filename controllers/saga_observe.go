@@ -135,7 +135,7 @@ func (r *SagaReconciler) define(ctx context.Context, s *sighting) error {
 	return nil
 }
 
-// wishes returns what the engine is told about an object, except its definition.
+// wishes returns the observation of an object without its definition.
 func wishes(s *sighting) engine.Observation {
 	if s.object == nil {
 		return engine.Observation{Delete: true}

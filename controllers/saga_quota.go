@@ -56,8 +56,7 @@ func quotaText(l quota.Limits) string {
 	}
 }
 
-// count takes in where a saga stands. One of which nothing is known, because its events cannot be read,
-// counts as before.
+// count updates the count by where a saga stands. A saga whose events cannot be read counts as before.
 func (r *SagaReconciler) count(s *sighting) {
 	if r.unfinished == nil {
 		return
@@ -84,7 +83,7 @@ func (r *SagaReconciler) countUnfinished(ctx context.Context, k engine.Key) {
 	r.unfinished.Started(k.Namespace, k, specBytes(cached))
 }
 
-// counted lets new sagas start, once those that are unfinished have been counted, and the quotas read.
+// counted lets new sagas start when the quotas have been read. The unfinished sagas have been counted.
 func (r *SagaReconciler) counted(ctx context.Context) {
 	if r.unfinished == nil {
 		return

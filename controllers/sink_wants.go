@@ -201,7 +201,7 @@ func (r *SinkReconciler) namespaceSource(c cache.Cache) source.TypedSource[recon
 }
 
 // takeNamespace takes in the labels of a namespace, and its quotas, so that these are known before the first
-// sink is looked at. NamespaceQuotas tells of those that cannot be read.
+// sink is looked at. NamespaceQuotas logs the annotations that cannot be read.
 func (r *SinkReconciler) takeNamespace(o *metav1.PartialObjectMetadata) {
 	r.namespaces.put(o.Name, o.Labels)
 	if r.Quotas != nil {

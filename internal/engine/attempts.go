@@ -178,5 +178,5 @@ func outputReason(err error) string {
 var (
 	errClosed      = errors.New("the engine is shutting down")
 	errInterrupted = errors.New("the call was ended because the saga was cancelled or deleted, and the request may have been carried out")
-	errContended   = errors.New("somebody else is moving this saga")
+	errContended   = errors.New("another process or caller is moving this saga")
 )

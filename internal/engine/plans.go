@@ -22,8 +22,8 @@ func planBytes(plan *saga.Plan) int {
 	return fixed + 2*n + expressionBytes(plan, n)
 }
 
-// expressionBytes estimates the memory of the compiled expressions of a plan, which are in so many bytes of
-// text.
+// expressionBytes estimates the memory of the compiled expressions of a plan. text is the number of bytes
+// of text that contains them.
 func expressionBytes(plan *saga.Plan, text int) int {
 	const reference, interpreted, perByteOfText = 256, 16 << 10, 64
 	all, n := plan.Expressions()

@@ -33,8 +33,8 @@ func None() Limits {
 	return Limits{UnfinishedSagas: Unlimited, UnfinishedBytes: Unlimited, Sinks: Unlimited, AttemptsPerSecond: Unlimited}
 }
 
-// annotated returns the limits with those of a Namespace's annotations. A value that cannot be read
-// changes nothing and is part of the error.
+// annotated returns the limits after the annotations of a Namespace have replaced some. A value that cannot
+// be read changes nothing and is part of the error.
 func (l Limits) annotated(annotations map[string]string) (Limits, error) {
 	var errs []error
 	read := func(name string, least int64, parse func(string) (int64, error), limit *int64) {
@@ -104,8 +104,8 @@ func (t *Table) OnChange(f func(namespace string)) {
 	t.changed = append(t.changed, f)
 }
 
-// Set takes in the annotations of a Namespace; those of one that is gone are nil. The error names the
-// annotations that cannot be read, in whose place the usual limits apply.
+// Set updates the limits of a namespace from its annotations, which are nil for a deleted one. The error
+// names the annotations that cannot be read; the usual limits apply instead.
 func (t *Table) Set(namespace string, annotations map[string]string) error {
 	limits, err := t.usual.annotated(annotations)
 	t.mu.Lock()

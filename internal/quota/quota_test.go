@@ -47,8 +47,8 @@ func TestTableNamesAnnotationsThatCannotBeRead(t *testing.T) {
 
 func TestTableTellsOfChangesOnly(t *testing.T) {
 	table := quota.NewTable(usual)
-	var told []string
-	table.OnChange(func(namespace string) { told = append(told, namespace) })
+	var changed []string
+	table.OnChange(func(namespace string) { changed = append(changed, namespace) })
 	for _, value := range []string{"5", "5", "6"} {
 		if err := table.Set("shop", map[string]string{"saga.vextrus.io/max-sinks": value}); err != nil {
 			t.Fatal(err)
@@ -57,8 +57,8 @@ func TestTableTellsOfChangesOnly(t *testing.T) {
 	if err := table.Set("other", map[string]string{"saga.vextrus.io/max-sinks": "3"}); err != nil {
 		t.Fatal(err)
 	}
-	if len(told) != 2 || told[0] != "shop" || told[1] != "shop" {
-		t.Errorf("told of %v, want twice of shop", told)
+	if len(changed) != 2 || changed[0] != "shop" || changed[1] != "shop" {
+		t.Errorf("OnChange reported %v, want shop twice", changed)
 	}
 }
 

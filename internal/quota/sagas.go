@@ -20,8 +20,8 @@ const (
 	Uncounted
 )
 
-// Sagas counts the unfinished sagas of each namespace, and decides which of the others may start: those of
-// a namespace in the order in which they came. It is safe for concurrent use.
+// Sagas counts the unfinished sagas of each namespace, and decides when new ones may start. The new sagas
+// of a namespace start in the order of their arrival. It is safe for concurrent use.
 type Sagas[K comparable] struct {
 	limits func(namespace string) Limits
 	wake   func(K)
@@ -52,8 +52,8 @@ func NewSagas[K comparable](limits func(namespace string) Limits, wake func(K)) 
 	return &Sagas[K]{limits: limits, wake: wake, namespaces: map[string]*usage[K]{}}
 }
 
-// Admit asks whether a saga may start whose spec has so many bytes. One that counts already may. One that
-// may not waits, unless it is too large.
+// Admit reports whether a saga may start. bytes is the size of its spec. A saga that counts already may
+// start. Any other that may not start now waits, unless it is too large.
 func (s *Sagas[K]) Admit(namespace string, k K, bytes int64) Verdict {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,7 +81,7 @@ func (s *Sagas[K]) Admit(namespace string, k K, bytes int64) Verdict {
 	return Full
 }
 
-// Started counts a saga that has started, whatever the limits are. Bytes are those of its spec.
+// Started counts a saga that has started, whatever the limits are. bytes is the size of its spec.
 func (s *Sagas[K]) Started(namespace string, k K, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,7 +152,7 @@ func (s *Sagas[K]) Waiting() int {
 	return n
 }
 
-// grantAndUnlock admits those that wait and fit, unlocks s.mu, and wakes them.
+// grantAndUnlock admits waiting sagas as far as they fit, unlocks s.mu, and wakes them.
 func (s *Sagas[K]) grantAndUnlock(namespaces ...string) {
 	var granted []K
 	for _, namespace := range namespaces {
@@ -163,7 +163,7 @@ func (s *Sagas[K]) grantAndUnlock(namespaces ...string) {
 		limits := s.limits(namespace)
 		for first := u.waiting.Front(); s.counted && first != nil; first = u.waiting.Front() {
 			w := first.Value.(waiter[K])
-			tooLarge := limits.allowsNever(w.bytes) // since its limits have changed: Admit tells it so
+			tooLarge := limits.allowsNever(w.bytes) // because its limits have changed: Admit will return TooLarge
 			if !tooLarge && !u.fits(limits, w.bytes) {
 				break
 			}
@@ -211,7 +211,7 @@ func (u *usage[K]) hold(k K, bytes int64) {
 	u.bytes += bytes
 }
 
-// leave takes a saga out of those that wait.
+// leave takes a saga out of the waiting ones.
 func (u *usage[K]) leave(k K) {
 	if e := u.places[k]; e != nil {
 		u.waiting.Remove(e)

@@ -125,7 +125,7 @@ func TestSagasReconsiderChangedLimits(t *testing.T) {
 	}
 	d.limits.UnfinishedBytes = 8
 	d.Reconsider("a")
-	d.expectWoken(t, "1", "2", "3") // they are too large now, and are told so
+	d.expectWoken(t, "1", "2", "3") // they are too large now, and ask again
 	d.expect(t, "a", "1", 9, quota.TooLarge)
 	d.limits = quota.None()
 	d.expect(t, "a", "1", 9, quota.Admitted)

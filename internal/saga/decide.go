@@ -29,8 +29,8 @@ type Input struct {
 	Generation int64
 	// Draining says that the process is about to end: outcomes are recorded, and nothing else.
 	Draining bool
-	// MaxStarts, if not nil, is the maximum number of attempts that start now. What is held back is
-	// decided again by whoever set it.
+	// MaxStarts, if not nil, is the maximum number of attempts that start now. The caller decides again
+	// when more may start.
 	MaxStarts *int
 	// Lost are attempts under way of which the caller knows nothing: another process started them, and
 	// may have called the participant.

@@ -28,7 +28,7 @@ func sharedPlaces(total int) *places {
 	})
 }
 
-// fixedPlaces returns places of which each holder can take a fixed number.
+// fixedPlaces returns places with a fixed maximum for each holder.
 func fixedPlaces(each int) *places {
 	return newPlaces(func(own, _ int) bool { return own < each })
 }

@@ -16,7 +16,7 @@ var shared struct {
 	mu     sync.Mutex
 	server *Server
 	err    error
-	own    bool // it is not the one that DATABASE_URL names
+	own    bool // ignore DATABASE_URL
 }
 
 // Main runs a package's tests and closes the server that they shared, if any
