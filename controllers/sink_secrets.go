@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
+	"github.com/vextrus/saga-operator/internal/callbacktoken"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
 )
@@ -231,7 +232,7 @@ func (all hidden) redact(text string) string {
 	for _, s := range all {
 		text = strings.ReplaceAll(text, s, "[redacted]")
 	}
-	return text
+	return callbacktoken.Redact(text)
 }
 
 // hiding is a publisher whose errors do not show what is hidden: they go into logs, and into the database.
@@ -267,9 +268,6 @@ func (p *hidingListener) Listen(ctx context.Context, address, group string, hand
 
 // around is a publisher whose errors do not show what is hidden, and which can do all that the publisher can.
 func (all hidden) around(p outbox.Publisher) outbox.Publisher {
-	if len(all) == 0 {
-		return p
-	}
 	h := hiding{Publisher: p, hidden: all}
 	if from, ok := p.(outbox.Listener); ok {
 		return &hidingListener{hiding: h, from: from}

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/vextrus/saga-operator/internal/callbacktoken"
 	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
@@ -112,7 +113,7 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 	defer func() {
 		if p := recover(); p != nil {
 			e.Logger.Error("a participant panicked", "saga", key, "attempt", a.String(), "panic", p, "stack", string(debug.Stack()))
-			o = saga.Outcome{Attempt: a, Kind: saga.Unknown, Reason: reasonPanic, Message: fmt.Sprintf("the participant's code panicked: %v", p)}
+			o = saga.Outcome{Attempt: a, Kind: saga.Unknown, Reason: reasonPanic, Message: callbacktoken.Redact(fmt.Sprintf("the participant's code panicked: %v", p))}
 		}
 	}()
 	// Its time runs from its recorded start: another process that finds it waits until then for what becomes of it.
@@ -134,6 +135,7 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 	who := e.Participants[in.plan.Kind(a)] // registered: the plan has been checked for it
 	if p, ok := who.(participant.Preparer); ok {
 		if res := p.Prepare(ctx, &call); res != nil {
+			redact(res)
 			return saga.Outcome{Attempt: a, Kind: res.Kind, Reason: res.Reason, Message: res.Message, RetryAfter: res.RetryAfter, Author: res.Author}
 		}
 	}
@@ -143,6 +145,7 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 	}
 	res := who.Do(ctx, call)
 	requests.Close()
+	redact(&res)
 	if res.Kind == saga.Unknown && !res.Accepted && !res.Over && errors.Is(context.Cause(ctx), errInterrupted) {
 		res.Reason, res.Message = saga.ReasonInterrupted, errInterrupted.Error()
 	}
@@ -157,6 +160,13 @@ func (e *Engine) carryOut(ctx context.Context, key Key, in *attemptInput, a saga
 		return saga.Outcome{Attempt: a, Kind: saga.Unknown, Reason: outputReason(err), Message: err.Error(), Author: saga.AuthorOperator, Over: true}
 	}
 	return saga.Outcome{Attempt: a, Kind: saga.Succeeded, Output: out}
+}
+
+// redact removes callback tokens from what a participant responded, before anything of it is recorded or
+// logged. Participants repeat the headers of a request.
+func redact(res *participant.Result) {
+	res.Reason, res.Message = callbacktoken.Redact(res.Reason), callbacktoken.Redact(res.Message)
+	res.Response = callbacktoken.RedactMap(res.Response)
 }
 
 // outputReason returns the reason of an action that happened, but whose output could not be

@@ -3,9 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/vextrus/saga-operator/internal/callbacktoken"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
@@ -29,9 +28,6 @@ var (
 	// ErrCallbackOver says that the saga waits for no answer to this any more.
 	ErrCallbackOver = errors.New("the saga no longer waits for this answer")
 )
-
-// tokenBytes is how many random bytes a token has.
-const tokenBytes = 32
 
 // Callbacks gives out the tokens with which participants answer later, and takes their answers. A token stands for one attempt of one effect of one saga: what it answers is looked up
 // by the hash of it, and is nothing that whoever brings it could choose. It is safe for concurrent use.
@@ -63,9 +59,7 @@ func (c *Callbacks) Issue(ctx context.Context, call participant.Call, within tim
 	if err != nil {
 		return "", fmt.Errorf("making a callback for %s: %w", call.Attempt, err)
 	}
-	raw := make([]byte, tokenBytes)
-	_, _ = rand.Read(raw) // it never fails
-	token = base64.RawURLEncoding.EncodeToString(raw)
+	token = callbacktoken.New()
 	err = c.Store.PutCallback(ctx, eventstore.Callback{
 		TokenHash: sha256.Sum256([]byte(token)), UID: uid, Step: call.Attempt.Text(), Direction: string(call.Attempt.Direction), Attempt: call.Attempt.Number,
 		ExpiresAt: c.now().Add(within),
@@ -122,7 +116,8 @@ func (c *Callbacks) Answer(ctx context.Context, token string, a CallbackAnswer) 
 	}
 	round, expected := state.Expects(id)
 	answer := eventstore.Answer{
-		UID: found.UID, Step: found.Step, Direction: found.Direction, Round: round, Rejected: a.Rejected, Reason: a.Reason, Message: a.Message, Response: response,
+		UID: found.UID, Step: found.Step, Direction: found.Direction, Round: round, Rejected: a.Rejected,
+		Reason: callbacktoken.Redact(a.Reason), Message: callbacktoken.Redact(a.Message), Response: callbacktoken.RedactJSON(response),
 	}
 	asked := found.Attempt > round // and not before a person had it tried again
 	if answered, err := c.before(ctx, answer, asked); answered || err != nil {

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -82,19 +83,20 @@ func (c *apiClient) ask(method, path, body string, header ...string) (status int
 	return status, answer
 }
 
-// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, to a decision, and to being abandoned.
+// TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, to a decision, to being abandoned, and with participants that repeat tokens.
 func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) {
 	kubernetes := cluster.New(t, cluster.Options{})
 	address := freeAddress(t)
 	participants := httptest.NewServer(newLateService(t))
 	t.Cleanup(participants.Close)
 	log := &lockedBuffer{}
-	stop := operatorProcess(t, log, throwaway.Database(t), "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--health-address=0",
+	database := throwaway.Database(t)
+	stop := operatorProcess(t, log, database, "--kubeconfig", leastPrivileged(t, kubernetes), "--lease-namespace=saga-system", "--health-address=0",
 		"--metrics-address=0", "--api-bind-address="+address, "--callback-url=https://"+address, "--egress-allow=127.0.0.0/8", "--log-format=text")
 	c := &apiClient{T: t, base: "https://" + address, token: starter(t, kubernetes)}
 	c.http = &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	defer func() {
-		if err := stop(); err != nil || t.Failed() || strings.Contains(log.String(), "forbidden") || strings.Contains(log.String(), c.token) {
+		if err := stop(); err != nil || t.Failed() || strings.Contains(log.String(), "forbidden") || strings.Contains(log.String(), c.token) || strings.Contains(log.String(), tokenPrefix) {
 			t.Errorf("the operator ended: %v; its log, in which nothing should be forbidden, and no token:\n%s", err, log)
 		}
 	}()
@@ -113,6 +115,7 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 	c.answersLater(participants.URL)
 	c.decides(participants.URL)
 	c.abandons(participants.URL)
+	c.redacts(database, participants.URL)
 }
 
 // answersLater has a participant accept a step and say by callback what became of it.
@@ -121,6 +124,46 @@ func (c *apiClient) answersLater(participant string) {
 	c.start("order-1043", fmt.Sprintf(`{"name":"capture","http":{"method":"POST","url":"%[1]s/later","completion":"Callback","callbackTimeout":"1h"},"attemptTimeout":"30m","output":{"id":"${response.body.id}"}},
 		{"name":"say","http":{"method":"POST","url":"%[1]s/say","body":{"id":"${steps.capture.output.id}"}}}`, participant))
 	c.ends("order-1043", "Completed")
+}
+
+// tokenPrefix begins every callback token.
+const tokenPrefix = "sagacallback_"
+
+// redacts has participants repeat their callback's URL: in a reply that outputs read and the next step is
+// sent, and in a rejection. The token must be recorded nowhere.
+func (c *apiClient) redacts(database, participant string) {
+	c.Helper()
+	c.start("order-1046", fmt.Sprintf(`{"name":"capture","http":{"method":"POST","url":"%[1]s/echo-later","completion":"Callback","callbackTimeout":"1h"},"attemptTimeout":"30m","output":{"url":"${response.body.url}"}},
+		{"name":"say","http":{"method":"POST","url":"%[1]s/accept","body":{"url":"${steps.capture.output.url}"}}},
+		{"name":"refuse","http":{"method":"POST","url":"%[1]s/echo","completion":"Callback","callbackTimeout":"1h"}}`, participant))
+	c.ends("order-1046", "Compensated")
+	_, object := c.ask(http.MethodGet, "/v1/namespaces/shop/sagas/order-1046", "")
+	if !bytes.Contains(object, []byte("callbacks/[redacted]")) || bytes.Contains(object, []byte(tokenPrefix)) {
+		c.Errorf("the status has to show the message of the rejection without the token: %s", object)
+	}
+	eventually(c.T, func() error { // the history is a projection, and follows the events
+		_, history, err := c.do(http.MethodGet, "/v1/namespaces/shop/sagas/order-1046/history", "")
+		if err == nil && !bytes.Contains(history, []byte("SagaCompensated")) {
+			err = fmt.Errorf("the history has no end: %s", history)
+		}
+		if bytes.Contains(history, []byte(tokenPrefix)) {
+			c.Errorf("the history has the token: %s", history)
+		}
+		return err
+	})
+	pool, err := pgxpool.New(c.Context(), database)
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer pool.Close()
+	var events, redacted int
+	if err := pool.QueryRow(c.Context(), `SELECT count(*) FILTER (WHERE e::text LIKE '%' || $1 || '%'), count(*) FILTER (WHERE e::text LIKE '%/v1/callbacks/[redacted]%')
+		FROM event_store e`, tokenPrefix).Scan(&events, &redacted); err != nil {
+		c.Fatal(err)
+	}
+	if events != 0 || redacted != 3 { // the output, the end of the attempt, and the cause of the rollback
+		c.Errorf("%d events have a token, and %d have the place of one, want 0 and 3", events, redacted)
+	}
 }
 
 // decides parks a saga, because its undo is refused once, and has a person decide that it is tried again.
@@ -211,6 +254,19 @@ func newLateService(t *testing.T) http.Handler {
 			t.Error(err)
 		}
 		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("/accept", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("/echo-later", func(w http.ResponseWriter, r *http.Request) {
+		url := r.Header.Get("Saga-Callback")
+		if err := callBack(r.Context(), back, url, fmt.Sprintf(`{"outcome":"Succeeded","body":{"url":%q}}`, url)); err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		_, _ = fmt.Fprintf(w, `{"detail":"not understood: Saga-Callback: %s"}`, r.Header.Get("Saga-Callback"))
 	})
 	mux.HandleFunc("/say", func(_ http.ResponseWriter, r *http.Request) {
 		if body, err := io.ReadAll(r.Body); err != nil || string(body) != `{"id":"capture-7"}` {

@@ -10,17 +10,37 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/vextrus/saga-operator/internal/callbacktoken"
 )
 
 // newLogger makes the one logger of the process, and has the Kubernetes libraries use it too.
 func newLogger(c Config, out io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.LogLevel}
-	var h slog.Handler = slog.NewJSONHandler(out, options)
-	if c.LogFormat == "text" {
-		h = slog.NewTextHandler(out, options)
-	}
+	h := newHandler(c, out)
 	libraries.Store(&h)
 	return slog.New(h)
+}
+
+func newHandler(c Config, out io.Writer) slog.Handler {
+	options := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: redactAttr}
+	if c.LogFormat == "text" {
+		return slog.NewTextHandler(out, options)
+	}
+	return slog.NewJSONHandler(out, options)
+}
+
+// redactAttr removes callback tokens. Participants repeat them, and errors of libraries quote what they
+// were given.
+func redactAttr(_ []string, a slog.Attr) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(callbacktoken.Redact(a.Value.String()))
+	case slog.KindAny:
+		if err, ok := a.Value.Any().(error); ok {
+			a.Value = slog.AnyValue(callbacktoken.RedactError(err))
+		}
+	}
+	return a
 }
 
 // libraries is where the Kubernetes libraries log; nowhere before there is a logger.

@@ -12,6 +12,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
 
+	"github.com/vextrus/saga-operator/internal/callbacktoken"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/expression"
 	"github.com/vextrus/saga-operator/internal/outbox"
@@ -79,6 +80,8 @@ func (a *Answers) keep(ctx context.Context, sink string, answer eventstore.Answe
 		return fmt.Errorf("%w: %s of saga %s has been retried by a person, and a rejection counts only with the message's extension sagaattempt, which says that it is not an earlier one", errNoAnswer, id, answer.UID)
 	}
 	answer.Round = round
+	answer.Reason, answer.Message = callbacktoken.Redact(answer.Reason), callbacktoken.Redact(answer.Message)
+	answer.Response = callbacktoken.RedactJSON(answer.Response)
 	_, err = a.Store.PutAnswer(ctx, answer) // one that came before counts
 	return err
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/vextrus/saga-operator/internal/callbacktoken"
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storemem "github.com/vextrus/saga-operator/internal/eventstore/memory"
@@ -241,6 +242,24 @@ func TestAnAnswerCanBeADefiniteNo(t *testing.T) {
 	}
 	if all := a.kept(t); len(all) != 1 || !all[0].Rejected || all[0].Reason != "Declined" || all[0].Message != "no money" {
 		t.Errorf("kept is %+v", all)
+	}
+}
+
+func TestAnswersKeepNoCallbackToken(t *testing.T) {
+	t.Parallel()
+	token := callbacktoken.New()
+	for _, headers := range []map[string]string{nil, {"ce-sagarejected": "true"}} {
+		a := fixture(t)
+		if err := a.Handle(t.Context(), "shop/events", incoming(headers, `{"reason":"r `+token+`","message":"m `+token+`"}`)); err != nil {
+			t.Fatal(err)
+		}
+		all := a.kept(t)
+		if len(all) != 1 || !strings.Contains(string(all[0].Response), "m [redacted]") {
+			t.Fatalf("kept is %+v", all)
+		}
+		if texts := all[0].Reason + all[0].Message + string(all[0].Response); strings.Contains(texts, token) {
+			t.Errorf("the token is kept: %s", texts)
+		}
 	}
 }
 
