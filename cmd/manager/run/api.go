@@ -12,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/vextrus/saga-operator/internal/engine"
-	"github.com/vextrus/saga-operator/internal/eventstore"
 	"github.com/vextrus/saga-operator/internal/operations"
 	"github.com/vextrus/saga-operator/internal/server"
 	"github.com/vextrus/saga-operator/pkg/idempotency"
@@ -58,7 +57,7 @@ func (c *apiConfig) check() error {
 }
 
 // wireAPI adds the HTTP API, on every replica: what it changes goes through the API server and the event store, and the leader sees it there.
-func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store, machine *engine.Engine) error {
+func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, tokens *engine.Callbacks, machine *engine.Engine) error {
 	if c.API.off() {
 		return nil
 	}
@@ -66,9 +65,9 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	if err != nil {
 		return err
 	}
-	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease, RealmBytes: c.API.KeptBytes})
+	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease, RealmBytes: c.API.KeptBytes, Clock: tokens.Clock})
 	ops, err := operations.New(operations.Options{
-		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: machine, Abandoner: machine, Callbacks: &engine.Callbacks{Store: store},
+		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: machine, Abandoner: machine, Callbacks: tokens,
 		Watches: c.watches, Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ const (
 // callbackSweep removes callbacks that expired long ago. Each attempt of a step that is answered later leaves one. The leader does so.
 type callbackSweep struct {
 	store eventstore.Store
+	clock func() time.Time
 	log   *slog.Logger
 }
 
@@ -32,7 +33,7 @@ func (s *callbackSweep) Start(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
-			s.remove(ctx, time.Now())
+			s.remove(ctx, s.clock())
 			timer.Reset(callbackSweepPause)
 		}
 	}

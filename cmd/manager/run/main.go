@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vextrus/saga-operator/internal/postgres"
 )
@@ -27,6 +28,11 @@ const (
 
 // Main runs the command that the arguments name and returns the exit code of the process. It ends when ctx does.
 func Main(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	return mainWith(ctx, args, env, stdout, stderr, time.Now)
+}
+
+// mainWith is Main on a machine whose clock is wall.
+func mainWith(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer, wall func() time.Time) int {
 	command, args := split(args)
 	var answer func(Config) error
 	switch command {
@@ -74,7 +80,7 @@ func Main(ctx context.Context, args []string, env func(string) (string, bool), s
 	if command == "migrate" {
 		err = migrateOnce(ctx, c, log)
 	} else {
-		err = operator(ctx, c, log)
+		err = operator(ctx, c, log, wall)
 	}
 	if err != nil {
 		log.Error("ending", "error", err)

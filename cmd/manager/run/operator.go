@@ -32,6 +32,7 @@ import (
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
 	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/quota"
+	"github.com/vextrus/saga-operator/internal/steadyclock"
 )
 
 // stopMargin is what stopping may take beyond the grace that attempts have.
@@ -41,7 +42,8 @@ const stopMargin = 5 * time.Second
 const storeFlushers = 2
 
 // operator runs the operator until ctx is done. A database that is away is waited for, and readiness says so: the process does not end for it.
-func operator(ctx context.Context, c Config, log *slog.Logger) error {
+// wall is the machine's clock.
+func operator(ctx context.Context, c Config, log *slog.Logger, wall func() time.Time) error {
 	log.Info("starting the saga operator", "version", Version)
 	restConfig, err := kubeConfig(c)
 	if err != nil {
@@ -52,6 +54,7 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
+	clock := newClock(wall, pool)
 	mgr, err := newManager(c, restConfig)
 	if err != nil {
 		return err
@@ -75,23 +78,28 @@ func operator(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	machine, err := wire(c, log, mgr, store, relay, policy, news)
+	tokens := &engine.Callbacks{Store: store, Clock: clock.Now}
+	machine, err := wire(c, log, mgr, tokens, relay, policy, news)
 	if err != nil {
 		return err
 	}
-	if err := wireAPI(c, log, mgr, pool, store, machine); err != nil {
+	if err := wireAPI(c, log, mgr, pool, tokens, machine); err != nil {
 		return err
 	}
-	if err := errors.Join(mgr.Add(servers), mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, log: log}), mgr.Add(&callbackSweep{store: store, log: log})); err != nil {
+	if err := errors.Join(
+		mgr.Add(servers), mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, clock: clock.Now, log: log}),
+		mgr.Add(&callbackSweep{store: store, clock: clock.Now, log: log}), wireClock(clock, mgr, log),
+	); err != nil {
 		return err
 	}
 	// Readiness outlives the context: while the operator stops it says why it is not ready.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
-	if err := newHealth(ctx, c, log, mgr, pool, store).serve(serving, c.HealthAddress); err != nil {
+	if err := newHealth(ctx, c, log, mgr, pool, store, clock).serve(serving, c.HealthAddress); err != nil {
 		return err
 	}
 	awaitSchema(ctx, c, pool, log)
+	clock.Await(ctx, log)
 	servers.await(ctx)
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("running the manager: %w", err)
@@ -174,19 +182,20 @@ func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
 	return mgr, nil
 }
 
-// wire puts reconciler and engine together. Each needs the other: outcomes queue keys.
+// wire puts reconciler and engine together. Each needs the other: outcomes queue keys. They use the store
+// and the clock of tokens.
 func wire(
-	c Config, log *slog.Logger, mgr manager.Manager, store eventstore.Store, r *relay, policy *egress.Policy, news <-chan struct{},
+	c Config, log *slog.Logger, mgr manager.Manager, tokens *engine.Callbacks, r *relay, policy *egress.Policy, news <-chan struct{},
 ) (_ *engine.Engine, err error) {
 	quotas := quota.NewTable(c.Quotas)
 	annotations := controllers.NewNamespaceQuotas(quotas, mgr.GetCache(), log)
 	if err := errors.Join(mgr.Add(annotations), wireSinks(c, log, mgr, r, policy, quotas)); err != nil {
 		return nil, err
 	}
-	kinds := participants(c, policy, r, &engine.Callbacks{Store: store})
-	sagas := &controllers.SagaReconciler{Logger: log, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events, Quotas: quotas, QuotasRead: annotations.Read()}
+	kinds := participants(c, policy, r, tokens)
+	sagas := &controllers.SagaReconciler{Logger: log, Clock: tokens.Clock, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events, Quotas: quotas, QuotasRead: annotations.Read()}
 	sagas.Engine, err = engine.New(engine.Options{
-		Store: store, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Limits: c.Limits, AttemptRate: func(namespace string) int64 { return quotas.Of(namespace).AttemptsPerSecond }, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
+		Store: tokens.Store, Clock: tokens.Clock, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Limits: c.Limits, AttemptRate: func(namespace string) int64 { return quotas.Of(namespace).AttemptsPerSecond }, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
 		Logger: log, Metrics: metrics.Registry,
 	})
 	if err != nil {
@@ -249,7 +258,7 @@ func prepareSchema(ctx context.Context, c Config, pool *pgxpool.Pool) error {
 	return postgres.Migrate(ctx, string(c.DatabaseURL))
 }
 
-func newHealth(ctx context.Context, c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store) *health {
+func newHealth(ctx context.Context, c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool, store eventstore.Store, clock *steadyclock.Clock) *health {
 	return &health{log: log, checks: []check{
 		{"running", func(context.Context) error {
 			if ctx.Err() != nil {
@@ -261,6 +270,7 @@ func newHealth(ctx context.Context, c Config, log *slog.Logger, mgr manager.Mana
 		{"caches", func(ctx context.Context) error { return cachesSynced(ctx, mgr) }},
 		{"database", store.Ping},
 		{"schema", func(ctx context.Context) error { return postgres.CheckSchema(ctx, pool) }},
+		{"clock", clock.Ready},
 	}}
 }
 

@@ -12,7 +12,7 @@ import (
 func participants(c Config, policy *egress.Policy, sinks message.Sinks, tokens *engine.Callbacks) participant.Registry {
 	return participant.Registry{
 		participanthttp.Kind: participanthttp.New(participanthttp.Options{
-			Egress: policy, MaxAnswerBytes: c.MaxAnswerBytes, UserAgent: "saga-operator/" + Version, Callbacks: callbacks(c, tokens),
+			Egress: policy, MaxAnswerBytes: c.MaxAnswerBytes, UserAgent: "saga-operator/" + Version, Clock: tokens.Clock, Callbacks: callbacks(c, tokens),
 		}),
 		message.Kind: message.New(sinks, engine.SourceOf),
 	}

@@ -65,6 +65,9 @@ func (*readModels) NeedLeaderElection() bool { return false }
 const (
 	// retentionBatch is how many sagas are removed in one transaction.
 	retentionBatch = 200
+	// retentionMargin is how much longer a history is kept. When a saga finished is a time of the
+	// database, whose clock may have been an hour behind.
+	retentionMargin = time.Hour + 5*time.Minute
 	// maxRetentionPause is how often retention looks at least.
 	maxRetentionPause = 10 * time.Minute
 )
@@ -73,6 +76,7 @@ const (
 type retention struct {
 	store eventstore.Store
 	after time.Duration
+	clock func() time.Time
 	log   *slog.Logger
 }
 
@@ -102,7 +106,7 @@ func (r *retention) remove(ctx context.Context) {
 	}()
 	total := 0
 	for {
-		n, err := r.store.RemoveFinished(ctx, time.Now().Add(-r.after), retentionBatch)
+		n, err := r.store.RemoveFinished(ctx, r.clock().Add(-r.after-retentionMargin), retentionBatch)
 		total += n
 		if err != nil && ctx.Err() == nil {
 			r.log.Warn("the history of finished sagas could not be removed; it is tried again later", "error", err)

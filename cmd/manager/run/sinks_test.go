@@ -1,6 +1,7 @@
 package run
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,6 +122,13 @@ const processArguments = "OPERATOR_PROCESS_ARGUMENTS"
 // does.
 func operatorProcess(t *testing.T, log io.Writer, dsn string, args ...string) (stop func() error) {
 	t.Helper()
+	_, stop = clockedProcess(t, log, dsn, args...)
+	return stop
+}
+
+// clockedProcess is operatorProcess on a machine whose clock can be set: set has it be ahead of the time.
+func clockedProcess(t *testing.T, log io.Writer, dsn string, args ...string) (set func(ahead time.Duration), stop func() error) {
+	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run=^TestAnOperatorInAProcessOfItsOwn$")
 	// Sagas have long timeouts, because a slow machine must not end an attempt.
 	args = append(args, "--shutdown-grace", patience.String(), "--max-attempt-timeout=30m")
@@ -132,24 +141,36 @@ func operatorProcess(t *testing.T, log io.Writer, dsn string, args ...string) (s
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return func() error {
+	set = func(ahead time.Duration) {
+		if _, err := fmt.Fprintln(stdin, ahead); err != nil {
+			t.Error(err)
+		}
+	}
+	return set, func() error {
 		_ = stdin.Close()
 		return cmd.Wait()
 	}
 }
 
-// TestAnOperatorInAProcessOfItsOwn is that process. It ends with its standard input.
+// TestAnOperatorInAProcessOfItsOwn is that process. It ends with its standard input, whose lines say how
+// far its clock is ahead.
 func TestAnOperatorInAProcessOfItsOwn(t *testing.T) {
 	args, asked := os.LookupEnv(processArguments)
 	if !asked {
 		t.Skip("it is run by other tests")
 	}
 	ctx, stop := context.WithCancel(t.Context())
+	var ahead atomic.Int64
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		stop()
+		defer stop()
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			if d, err := time.ParseDuration(lines.Text()); err == nil {
+				ahead.Store(int64(d))
+			}
+		}
 	}()
-	if code := Main(ctx, strings.Split(args, "\n"), os.LookupEnv, os.Stdout, os.Stderr); code != exitOK {
+	wall := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	if code := mainWith(ctx, strings.Split(args, "\n"), os.LookupEnv, os.Stdout, os.Stderr, wall); code != exitOK {
 		t.Errorf("the operator ended with exit code %d", code)
 	}
 }
