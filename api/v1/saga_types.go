@@ -302,6 +302,8 @@ type HTTPRequest struct {
 	// url is where the request is sent: http:// or https://, host and path, at
 	// most 2048 characters, without user or password. It may hold ${…}
 	// expressions; their values are escaped for the place at which they stand.
+	// No value chooses the host: in it a value is letters, digits and -, and an
+	// expression at the beginning or in the port chooses between texts.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=2048

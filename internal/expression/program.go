@@ -25,7 +25,9 @@ type program struct {
 	input, saga bool
 	// path is set when the expression only follows names, like input.orderId: most do, and need no interpreter.
 	path []string
-	cel  cel.Program
+	// choices is set when the value is always one of the texts that are written in the expression.
+	choices []string
+	cel     cel.Program
 }
 
 // interruptFrequency is after how many calls and rounds of loops an evaluation looks whether its time is
@@ -217,7 +219,9 @@ func (e *environment) compile(source string, parsed *cel.Ast) (*program, error) 
 		return nil, fmt.Errorf("${%s}: %w", clip(source), err)
 	}
 	slices.Sort(w.steps)
-	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga, path: follows(checked.NativeRep().Expr()), cel: prog}, nil
+	return &program{source: source, steps: slices.Compact(w.steps), input: w.input, saga: w.saga,
+		path:    follows(checked.NativeRep().Expr()),
+		choices: choices(checked.NativeRep().Expr()), cel: prog}, nil
 }
 
 var undeclared = regexp.MustCompile(`undeclared reference to '([^']*)'( \(in container ''\))?`)

@@ -237,7 +237,7 @@ func (r *renderer) text(n textNode) (any, error) {
 			s, err = textOf(v)
 		}
 		if err == nil && n.url {
-			s, err = escapeURL(b.String(), s)
+			s, err = escapeURL(b.String(), s, p.prog.choices != nil)
 		}
 		if err != nil {
 			return nil, failure(n.path, p.prog, err)

@@ -121,23 +121,28 @@ func TestAURLThatTwoProgramsCouldReadDifferentlyIsRefused(t *testing.T) {
 func TestURLTemplatesAreCheckedAsFarAsTheyAreKnown(t *testing.T) {
 	t.Parallel()
 	p := newParticipant(t, Options{})
-	for _, u := range []string{"${input.url}", "${input.scheme}://h/x", "${input.host}:80/", "http://${input.host}/x", "http://h:${input.port}/x",
-		"http://h/x/${input.id}/y", "http://h/x?q=${input.q}", "https://h-${input.a}.example/.${input.x}", "http://h/x/${input.a}${input.b}",
-		"${input.base}/x/${input.id}"} {
+	for _, u := range []string{"http://${input.host}/x", "http://${input.region}.payments.svc:8080/x", "http://h/x/${input.id}/y", "http://h/x?q=${input.q}", "https://h-${input.a}.example/.${input.x}", "http://h/x/${input.a}${input.b}",
+		"${input.eu ? 'http://eu' : 'https://us:8443/v2'}/x/${input.id}", "http://${input.eu ? 'eu.payments' : 'us.payments'}/x"} {
 		if errs := p.Check(map[string]any{"method": "POST", "url": u}); errs != nil {
 			t.Errorf("%s: %v", u, errs)
 		}
 	}
 	for u, message := range map[string]string{
-		"ftp://h/${x}":       "http://",
-		"inventory/${x}":     "http://",
-		"http://h/../${x}":   "dot segment",
-		"http://h/${x}/../y": "dot segment",
-		"http://h/${x}#y":    "fragment",
-		"http://u:${pw}@h/":  "user name",
-		"${base}/../x":       "dot segment",
-		"http://h/a%2f${x}":  "encoded slash",
-		"http://h/${x} y":    "percent-encoded",
+		"ftp://h/${x}":                              "http://",
+		"inventory/${x}":                            "http://",
+		"http://h/../${x}":                          "dot segment",
+		"http://h/${x}/../y":                        "dot segment",
+		"http://h/${x}#y":                           "fragment",
+		"http://u:${pw}@h/":                         "user name",
+		"${input.url}":                              "begins with an expression",
+		"${input.base}/x":                           "begins with an expression",
+		"http://h:${input.x}/":                      "in its port",
+		"${input.a ? 'http://a' : 'ftp://b'}/x":     "http://",
+		"${input.a ? 'http://a' : 'http://u@b'}/x":  "user name",
+		"${input.a ? 'http://a' : 'http://b'}/../x": "dot segment",
+		"http://${input.a ? 'a' : 'b:99999'}/x":     "port",
+		"http://h/a%2f${x}":                         "encoded slash",
+		"http://h/${x} y":                           "percent-encoded",
 	} {
 		errs := p.Check(map[string]any{"method": "POST", "url": u})
 		if len(errs) != 1 || !strings.Contains(errs[0].Message, message) {

@@ -36,8 +36,10 @@
 //
 // Values in a URL are escaped by package expression for the place at which they stand. Here the finished URL, the one that is sent, is
 // checked again, whatever it was made of: http or https, no user, no fragment, no dot segments, and no encoded slashes or control
-// characters in its path, because servers differ in what they make of those. The host may come from an expression: the egress policy
-// decides about the address that it leads to.
+// characters in its path, because servers differ in what they make of those.
+//
+// No value chooses the host: scheme, host and port are text, or one of several texts between which an expression chooses. A value in
+// the host is at most one label of it. The egress policy decides about the address that the host leads to.
 package http
 
 import (
@@ -229,23 +231,19 @@ func (p *Participant) Do(ctx context.Context, call participant.Call) participant
 	return result
 }
 
-// checkTemplate checks a URL with 1 in the place of each expression: 1 can stand in a host, a port, a path and a query. An expression at
-// the beginning is the base of the URL, and stands for a scheme and a host.
+// checkTemplate checks a URL with 1 in the place of each value: 1 can stand in a host, a path and a
+// query. Scheme, host and port are known but for labels of the host: no value chooses them.
 func checkTemplate(template string) error {
-	literals := expression.Literals(template)
-	if len(literals) < 2 {
-		_, err := parseURL(strings.Join(literals, ""))
+	urls, err := expression.SampleURLs(template)
+	if err != nil {
 		return err
 	}
-	if literals[0] != "" {
-		_, err := parseURL(strings.Join(literals, "1"))
-		return err
+	for _, u := range urls {
+		if _, err := parseURL(u); err != nil {
+			return err
+		}
 	}
-	if strings.HasPrefix(literals[1], ":") {
-		return nil // the expression is the scheme alone, or a host whose port follows
-	}
-	_, err := parseURL("http://x" + strings.Join(literals[1:], "1"))
-	return err
+	return nil
 }
 
 func isTimeout(err error) bool {
