@@ -162,7 +162,8 @@ func TestABadSinkSaysWhatIsWrongWithIt(t *testing.T) {
 		"broken-secret":   {withNATS("broken"), v1.SinkReasonSecretInvalid, "line break", false},
 		"no-certificate": {fmt.Sprintf(`{nats: {servers: ["%s"], subject: s}, tls: {secretRef: {name: no-certificate}}}`, natsURL), v1.SinkReasonSecretInvalid,
 			"ca.crt", false},
-		"bad-selector": {`{http: {url: "http://127.0.0.1"}, sagaSelector: {matchExpressions: [{key: a, operator: Near}]}}`, v1.SinkReasonInvalid, "sagaSelector", false},
+		"forged-header": {`{http: {url: "http://127.0.0.1", headers: {X_Forwarded_For: "10.0.0.1"}}}`, v1.SinkReasonInvalid, "who the client is", false},
+		"bad-selector":  {`{http: {url: "http://127.0.0.1"}, sagaSelector: {matchExpressions: [{key: a, operator: Near}]}}`, v1.SinkReasonInvalid, "sagaSelector", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

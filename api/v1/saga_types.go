@@ -312,7 +312,8 @@ type HTTPRequest struct {
 
 	// headers are sent beside the operator's own, at most 32, each value at most
 	// 4096 characters. Values may hold ${…} expressions. They are recorded with
-	// the saga: they are no place for secrets.
+	// the saga: they are no place for secrets. Refused are those of the operator
+	// and of the connection, and those by which gateways tell who the client is.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
 	// +kubebuilder:validation:XValidation:rule="self.all(name, name.matches('^[A-Za-z0-9!#$%&*+.^_|~-]{1,128}$'))",message="the name of a header consists of letters, digits and !#$%&*+-.^_|~, and has at most 128 characters"

@@ -269,7 +269,8 @@ type HTTPSink struct {
 	// headers are sent with every message, at most 32, each value at most 4096
 	// characters. They are no place for secrets: those come from credentials.
 	// Headers that the operator sets itself (Idempotency-Key and User-Agent among
-	// them), those of credentials and those that begin with ce- cannot be given.
+	// them), those of credentials, those that begin with ce- and those by which
+	// gateways tell who the client is cannot be given.
 	// +optional
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=32

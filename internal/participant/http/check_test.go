@@ -44,6 +44,9 @@ func TestSettingsThatCannotWorkAreRefusedWithTheField(t *testing.T) {
 		{"headers", map[string]any{"SAGA-ID": "other"}, "headers.SAGA-ID", "cannot be set"},
 		{"headers", map[string]any{"traceparent": "x"}, "headers.traceparent", "cannot be set"},
 		{"headers", map[string]any{"Content-Type": "text/plain"}, "headers.Content-Type", "always JSON"},
+		{"headers", map[string]any{"Idempotency_Key": "other"}, "headers.Idempotency_Key", "to many servers"},
+		{"headers", map[string]any{"X-Forwarded-For": "10.0.0.1"}, "headers.X-Forwarded-For", "who the client is"},
+		{"headers", map[string]any{"X_A": "1", "X-A": "2"}, "headers.X_A", "same header"},
 		{"query", "x", "query", "not a setting"},
 	} {
 		with := good()
@@ -157,6 +160,7 @@ func TestARenderedRequestThatCannotBeSentIsRejected(t *testing.T) {
 	for name, with := range map[string][]any{
 		"a header with a line break": {"headers", map[string]any{"X-A": "a\r\nX-B: c"}},
 		"a forbidden header":         {"headers", map[string]any{"saga-id": "other"}},
+		"a header respelled":         {"headers", map[string]any{"Saga_Id": "other"}},
 		"an unknown method":          {"method", "BREW"},
 		"a null header":              {"headers", map[string]any{"X-A": nil}},
 		"a URL that is no string":    {"url", int64(5)},

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/vextrus/saga-operator/internal/expression"
+	"github.com/vextrus/saga-operator/internal/httpheader"
 	"github.com/vextrus/saga-operator/internal/participant"
 	"github.com/vextrus/saga-operator/internal/saga"
 )
@@ -23,13 +24,6 @@ import (
 var methods = []string{nethttp.MethodGet, nethttp.MethodPost, nethttp.MethodPut, nethttp.MethodPatch, nethttp.MethodDelete}
 
 var errScheme = errors.New("must begin with http:// or https://")
-
-// forbidden headers are the connection's or the operator's own. A saga that set them could speak for another saga, or smuggle a request.
-var forbidden = []string{
-	"Host", "Content-Length", "Content-Encoding", "Transfer-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate",
-	"Proxy-Authorization", "Te", "Trailer", "Upgrade", "Expect", "Accept-Encoding", "Http2-Settings",
-	"Idempotency-Key", "X-Idempotency-Key", "Saga-Id", "Saga-Step", "Saga-Callback", "Traceparent", "Tracestate",
-}
 
 // request builds the HTTP request from rendered settings. What is checked here is what is sent.
 func (p *Participant) request(call participant.Call) (*nethttp.Request, error) {
@@ -155,11 +149,11 @@ func checkHeaders(value any) []saga.FieldError {
 			}
 			err = checkHeader(name, text)
 		}
-		canonical := nethttp.CanonicalHeaderKey(name)
-		if other, twice := seen[canonical]; twice && err == nil {
-			err = fmt.Errorf("is the same header as %s", other)
+		folded := httpheader.Fold(name)
+		if other, twice := seen[folded]; twice && err == nil {
+			err = fmt.Errorf("is the same header as %s to many servers", other)
 		}
-		seen[canonical] = name
+		seen[folded] = name
 		if err != nil {
 			errs = append(errs, saga.FieldError{Field: "headers." + name, Message: err.Error()})
 		}
@@ -168,13 +162,10 @@ func checkHeaders(value any) []saga.FieldError {
 }
 
 func checkHeader(name, value string) error {
-	canonical := nethttp.CanonicalHeaderKey(name)
-	switch {
-	case !isToken(name):
-		return errors.New("is not a valid name of a header")
-	case slices.Contains(forbidden, canonical):
-		return errors.New("is set by the operator or by the connection, and cannot be set here")
-	case len(value) > maxHeaderBytes:
+	if err := httpheader.Check(name); err != nil {
+		return err
+	}
+	if len(value) > maxHeaderBytes {
 		return fmt.Errorf("is %d bytes long; the limit is %d", len(value), maxHeaderBytes)
 	}
 	for i := range len(value) {
@@ -182,23 +173,13 @@ func checkHeader(name, value string) error {
 			return errors.New("holds a control character")
 		}
 	}
-	if canonical == "Content-Type" && value != "" {
+	if nethttp.CanonicalHeaderKey(name) == "Content-Type" && value != "" {
 		media, _, err := mime.ParseMediaType(value)
 		if err != nil || media != "application/json" && !strings.HasSuffix(media, "+json") {
 			return errors.New("must be application/json or a type that ends in +json: the body is always JSON")
 		}
 	}
 	return nil
-}
-
-func isToken(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // parseURL parses a URL and refuses what two programs could understand in two ways.

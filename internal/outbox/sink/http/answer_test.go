@@ -214,3 +214,23 @@ func TestHeadersThatCannotBeSentAreRefusedWithoutBeingShown(t *testing.T) {
 		}
 	}
 }
+
+func TestNewRefusesForgedHeaders(t *testing.T) {
+	t.Parallel()
+	for names, message := range map[string]string{
+		"X-Forwarded-For": "who the client is", "Remote_User": "who the client is", "X_Original_URL": "which path", "Saga-Id": "set by the operator",
+		"Idempotency_Key": "to many servers", "ce_id": "to many servers", "Ce-Id": "set by the operator", "Content-Type": "set by the operator",
+		"Authorization": "Secret", "Cookie": "Secret", "User-Agent": "set by the operator", "X-A X_A": "to many servers",
+	} {
+		c := http.Config{Connection: connection(), URL: "http://h/", Headers: map[string]string{}}
+		for name := range strings.FieldsSeq(names) {
+			c.Headers[name] = "canary"
+		}
+		if _, err := http.New(c); err == nil || !strings.Contains(err.Error(), message) || strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: %v, want %q", names, err, message)
+		}
+	}
+	if _, err := http.New(http.Config{Connection: connection(), URL: "http://h/", Headers: map[string]string{"X-Tenant": "a", "x_user": "b"}}); err != nil {
+		t.Error(err)
+	}
+}

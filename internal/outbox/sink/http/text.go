@@ -4,19 +4,29 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"unicode"
 
+	"github.com/vextrus/saga-operator/internal/httpheader"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
 )
 
-// checkHeaders finds what the transport would refuse with every message, without showing any value.
+// checkHeaders finds headers that may not be given, and what the transport would refuse with every
+// message, without showing any value.
 func checkHeaders(c *Config) error {
-	for name, value := range c.Headers {
-		if !isToken(name) {
-			return fmt.Errorf("%q is no name of a header", name)
+	seen := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
+		if err := checkName(name); err != nil {
+			return fmt.Errorf("header %q %w", name, err)
 		}
-		if hasControl(value) {
+		folded := httpheader.Fold(name)
+		if other, twice := seen[folded]; twice {
+			return fmt.Errorf("header %q is the same as %s to many servers; give one of them", name, other)
+		}
+		seen[folded] = name
+		if hasControl(c.Headers[name]) {
 			return fmt.Errorf("header %s has a control character in it", name)
 		}
 	}
@@ -29,10 +39,18 @@ func checkHeaders(c *Config) error {
 	return nil
 }
 
-func isToken(s string) bool {
-	return s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return r >= 0x7f || !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
-	}) < 0
+// setHere are the headers that the publisher sets, beside those that no request may give.
+var setHere = []string{"authorization", "cookie", "user-agent"}
+
+func checkName(name string) error {
+	if err := httpheader.Check(name); err != nil {
+		return err
+	}
+	folded := httpheader.Fold(name)
+	if slices.Contains(setHere, folded) || strings.HasPrefix(folded, prefix) || strings.HasPrefix(folded, "content-") {
+		return errors.New("is set by the operator, or comes from the Secret of credentials, and cannot be set here")
+	}
+	return nil
 }
 
 func hasControl(s string) bool {
