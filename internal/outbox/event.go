@@ -175,22 +175,32 @@ func (m *Message) binary(prefix string) (Encoded, error) {
 }
 
 // Decode reads a CloudEvent of either mode from what a broker brought. Attributes in headers may have any of the protocols' prefixes.
+// Its sender is not trusted: a message beyond the limits is not decoded.
 func Decode(in Incoming) (cloudevents.Event, error) {
+	if err := in.checkSize(); err != nil {
+		return cloudevents.Event{}, err
+	}
 	if strings.HasPrefix(in.Headers["content-type"], contentTypeStructured) {
 		var e cloudevents.Event
+		if err := checkEnvelope(in.Body); err != nil {
+			return e, err
+		}
 		if err := json.Unmarshal(in.Body, &e); err != nil {
 			return e, fmt.Errorf("reading a CloudEvent in structured mode: %w", err)
 		}
 		return e, e.Validate()
 	}
 	e := cloudevents.New(cloudevents.CloudEventsVersionV1)
-	found := false
+	found := map[string]bool{}
 	for header, value := range in.Headers {
 		name, ok := attributeOf(header)
 		if !ok {
 			continue
 		}
-		found = true
+		if found[name] { // with two prefixes, and each of them may be what another program reads
+			return e, fmt.Errorf("reading a CloudEvent: it has the attribute %.64q twice", name)
+		}
+		found[name] = true
 		switch name {
 		case "specversion":
 		case "id":
@@ -209,7 +219,7 @@ func Decode(in Incoming) (cloudevents.Event, error) {
 			e.SetExtension(name, value)
 		}
 	}
-	if !found {
+	if len(found) == 0 {
 		return e, errors.New("reading a CloudEvent: there are no attributes in the headers, and the content type is not " + contentTypeStructured)
 	}
 	contentType := in.Headers["content-type"]

@@ -1,6 +1,7 @@
 package message
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"strings"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
 	"github.com/vextrus/saga-operator/internal/callbacktoken"
@@ -133,8 +136,8 @@ func decode(in outbox.Incoming) (eventstore.Answer, int, error) {
 	body := bodyOf(&e)
 	if rejected := fmt.Sprint(e.Extensions()["sagarejected"]); strings.EqualFold(rejected, "true") {
 		answer.Rejected, answer.Reason, answer.Message = true, "Rejected", "the answer says that it was rejected"
-		if fields, ok := body.(map[string]any); ok {
-			answer.Reason, answer.Message = field(fields, "reason", answer.Reason), field(fields, "message", answer.Message)
+		if raw, ok := body.(json.RawMessage); ok {
+			answer.Reason, answer.Message = refusal(raw, answer.Reason, answer.Message)
 		}
 	}
 	answer.Response, err = json.Marshal(map[string]any{"body": body, "type": e.Type(), "source": e.Source(), "id": e.ID()})
@@ -142,22 +145,39 @@ func decode(in outbox.Incoming) (eventstore.Answer, int, error) {
 	return answer, max(attempt, 0), err
 }
 
-// bodyOf is the data of an answer: JSON where it is, and otherwise text.
+// bodyOf returns the data of an answer: a json.RawMessage if it is JSON that [expression.Decode]
+// accepts, and text otherwise. It builds no tree: the engine does, with memory reserved for it.
 func bodyOf(e *cloudevents.Event) any {
-	data := e.Data()
+	data := bytes.TrimSpace(e.Data())
 	if len(data) == 0 {
 		return nil
 	}
-	if value, err := expression.Decode(data); err == nil {
-		return value
+	data = bytes.ToValidUTF8(data, []byte("\uFFFD"))
+	if expression.Check(data) == nil {
+		return json.RawMessage(data)
 	}
-	return strings.ToValidUTF8(string(data), "\uFFFD")
+	return string(data)
+}
+
+// lenient has the reader accept the JSON that [expression.Check] accepts.
+var lenient = jsonv2.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+
+// refusal returns the reason and the message that the data of an answer give, or else the defaults.
+func refusal(data json.RawMessage, reason, message string) (string, string) {
+	var fields struct {
+		Reason  jsontext.Value `json:"reason"`
+		Message jsontext.Value `json:"message"`
+	}
+	if jsonv2.Unmarshal(data, &fields, lenient) != nil { // it is not an object
+		return reason, message
+	}
+	return field(fields.Reason, reason), field(fields.Message, message)
 }
 
 // field is a text of an answer's data, cut to what an answer may have.
-func field(fields map[string]any, name, otherwise string) string {
-	s, ok := fields[name].(string)
-	if !ok || s == "" {
+func field(value jsontext.Value, otherwise string) string {
+	var s string
+	if jsonv2.Unmarshal(value, &s, lenient) != nil || s == "" {
 		return otherwise
 	}
 	if len(s) > eventstore.MaxAnswerTextBytes {

@@ -13,6 +13,11 @@ import (
 const (
 	// pollRecords bounds what is handled between two commits, and so what comes again after a crash.
 	pollRecords = 100
+	// What is read at a time is bounded before and after decompression; the broker limits only
+	// compressed batches.
+	maxFetchBytes     = 8 << 20
+	maxPartitionBytes = 2 << 20
+	maxBatchBytes     = 16 << 20
 	// A partition whose record was not handled is read again after a pause, which grows while nothing gets better.
 	firstPause = 100 * time.Millisecond
 	longPause  = 5 * time.Second
@@ -25,7 +30,8 @@ func (p *Publisher) Listen(ctx context.Context, address, group string, handle fu
 		return append(p.connecting(),
 			kgo.ConsumeTopics(address), kgo.ConsumerGroup(group), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 			// A partition is not taken away while its records are in somebody's hands, and only what was handled is committed.
-			kgo.BlockRebalanceOnPoll(), kgo.DisableAutoCommit())
+			kgo.BlockRebalanceOnPoll(), kgo.DisableAutoCommit(),
+			kgo.FetchMaxBytes(maxFetchBytes), kgo.FetchMaxPartitionBytes(maxPartitionBytes), kgo.MaxDecompressBatchBytes(maxBatchBytes), kgo.MaxConcurrentFetches(1))
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/vextrus/saga-operator/internal/outbox"
@@ -78,6 +79,30 @@ func TestAMessageThatWasBeingHandledWhenTheListenerEndedComesAgain(t *testing.T)
 	defer stop()
 	if in := receive(t, got); string(in.Body) != "1" {
 		t.Errorf("%s came", in.Body)
+	}
+}
+
+// TestListenRefusesBatchThatExpands has a batch of a few kilobytes that would be 32 MiB in memory.
+func TestListenRefusesBatchThatExpands(t *testing.T) {
+	t.Parallel()
+	c := cluster(t)
+	sender, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.ProducerBatchMaxBytes(64<<20), kgo.BrokerMaxWriteBytes(128<<20),
+		kgo.ProducerBatchCompression(kgo.GzipCompression()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	if err := sender.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: make([]byte, 32<<20)}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err = publisher(t, config(c)).Listen(ctx, topic, "group", func(context.Context, outbox.Incoming) error {
+		cancel() // it has come
+		return nil
+	})
+	if tooLarge := (*kgo.ErrDecompressTooLarge)(nil); !errors.As(err, &tooLarge) {
+		t.Errorf("listening ended with %v", err)
 	}
 }
 

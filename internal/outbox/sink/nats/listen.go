@@ -16,6 +16,9 @@ const (
 	// again is after how long a message that was not handled comes again; handling after how long one does of whose handling nothing is known.
 	again    = time.Second
 	handling = 30 * time.Second
+	// buffered bounds the messages that have arrived and wait to be handled: each may be as large
+	// as the server allows.
+	buffered = 64
 )
 
 // Listen implements outbox.Listener: a durable consumer of the group, on the stream that has the subject. It begins with the first message that the stream has.
@@ -38,7 +41,7 @@ func (p *Publisher) Listen(ctx context.Context, address, group string, handle fu
 			return
 		}
 		_ = m.Ack()
-	})
+	}, jetstream.PullMaxMessages(buffered))
 	if err != nil {
 		return p.explain(s, "listening to subject "+address, err)
 	}

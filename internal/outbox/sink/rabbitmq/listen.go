@@ -99,11 +99,12 @@ func rest(ctx context.Context, pause time.Duration) {
 func incoming(d *amqp.Delivery) outbox.Incoming {
 	in := outbox.Incoming{Headers: make(map[string]string, len(d.Headers)+2), Body: d.Body}
 	for name, value := range d.Headers {
-		if text, ok := value.(string); ok {
-			in.Headers[strings.ToLower(name)] = text
-		} else {
+		switch value := value.(type) {
+		case string:
+			in.Headers[strings.ToLower(name)] = value
+		case bool, int8, uint8, int16, int32, int64, float32, float64:
 			in.Headers[strings.ToLower(name)] = fmt.Sprint(value)
-		}
+		} // tables, lists and bytes are no attributes
 	}
 	if d.ContentType != "" {
 		in.Headers["content-type"] = d.ContentType
