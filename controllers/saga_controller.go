@@ -19,6 +19,7 @@ import (
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/quota"
+	"github.com/vextrus/saga-operator/internal/supervise"
 )
 
 // DefaultConcurrency is how many sagas are reconciled at once when nothing else is asked for. A reconcile mostly waits for PostgreSQL and
@@ -118,11 +119,11 @@ func (r *SagaReconciler) setup(mgr manager.Manager, outer reconcile.TypedReconci
 	}
 	if r.Events {
 		r.events = newEventWriter(r.Client, r.Logger)
-		if err := mgr.Add(r.events); err != nil {
+		if err := supervise.Add(mgr, r.Logger, r.events); err != nil {
 			return err
 		}
 	}
-	return mgr.Add(&recovery{r: r})
+	return supervise.Add(mgr, r.Logger, &recovery{r: r})
 }
 
 func (r *SagaReconciler) setDefaults() {

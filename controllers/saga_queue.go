@@ -7,6 +7,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/turns"
 )
 
@@ -64,7 +65,10 @@ func (q *fairQueue) AddAfter(k engine.Key, after time.Duration) {
 		d.timer.Stop()
 	}
 	d := &delayed{at: at}
-	d.timer = time.AfterFunc(after, func() { q.due(k, d) })
+	d.timer = time.AfterFunc(after, func() {
+		defer panics.Recover(nil, "queueing a saga that was delayed")
+		q.due(k, d)
+	})
 	q.later[k] = d
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vextrus/saga-operator/internal/engine"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 const (
@@ -122,6 +123,6 @@ func (s signal) clear() {
 // guard keeps a panic from ending the process.
 func guard(log *slog.Logger, doing string) {
 	if p := recover(); p != nil {
-		log.Error("panic while "+doing, "panic", p, "stack", string(debug.Stack()))
+		panics.Report(log, doing, p)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/quota"
+	"github.com/vextrus/saga-operator/internal/supervise"
 )
 
 // Relay is what publishes to sinks.
@@ -133,7 +134,7 @@ func (r *SinkReconciler) SetupWithManager(mgr manager.Manager) error {
 		}
 	}
 	r.Quotas.OnChange(r.lookAtAll)
-	return mgr.Add(&sinkTender{r: r})
+	return supervise.Add(mgr, r.Logger, &sinkTender{r: r})
 }
 
 func (r *SinkReconciler) setDefaults(mgr manager.Manager) {

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/projection"
 )
 
@@ -147,10 +148,14 @@ func (s *Subscription) Run(ctx context.Context) error {
 		_ = wait(ctx, time.Second)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = s.runner.Run(ctx) })
-	wg.Go(func() { s.tend(ctx) })
+	wg.Go(func() { _ = panics.Restart(ctx, s.log, "feeding a subscription", s.runner.Run) })
+	wg.Go(func() {
+		_ = panics.Restart(ctx, s.log, "looking after a subscription", func(ctx context.Context) error { s.tend(ctx); return nil })
+	})
 	for range s.options.Retriers {
-		wg.Go(func() { s.retry(ctx) })
+		wg.Go(func() {
+			_ = panics.Restart(ctx, s.log, "retrying parked events", func(ctx context.Context) error { s.retry(ctx); return nil })
+		})
 	}
 	wg.Wait()
 	return nil

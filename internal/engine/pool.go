@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/turns"
 )
 
@@ -71,9 +72,16 @@ func (p *pool) admits(namespace string) bool {
 // work runs a job and then whatever waits, until nothing does that may run.
 func (p *pool) work(j *job) {
 	for j != nil {
-		j.run()
+		runSafely(j.run)
 		j = p.next(j)
 	}
+}
+
+// runSafely runs a job. Jobs recover from their own panics; this is for the rest of them, because the
+// place of a job has to be given back.
+func runSafely(run func()) {
+	defer panics.Recover(nil, "running a job of the engine")
+	run()
 }
 
 func (p *pool) next(done *job) *job {

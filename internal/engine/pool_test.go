@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 )
 
 // hold submits jobs that end when release is closed, and returns a channel that gets each one's name when it begins.
@@ -90,4 +91,17 @@ func TestAPoolOfAnySizeRunsEverything(t *testing.T) {
 			t.Errorf("limit %d: %v, %d run and %d wait", limit, err, p.active, p.waiting.Len())
 		}
 	}
+}
+
+func TestPoolGivesPlaceBackAfterPanic(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p, ran := newPool(1), 0
+		p.submit("shop", func() { panic("no") })
+		p.submit("shop", func() { ran++ })
+		synctest.Wait()
+		if ran != 1 || p.active != 0 {
+			t.Errorf("%d jobs ran after the one that panicked, and %d are at work", ran, p.active)
+		}
+	})
 }

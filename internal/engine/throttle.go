@@ -4,6 +4,8 @@ import (
 	"container/list"
 	"sync"
 	"time"
+
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // throttle limits the rate at which the sagas of a namespace start attempts. Each namespace has a token
@@ -75,17 +77,27 @@ func (t *throttle) await(namespace string, b *bucket, rate int64) {
 		return
 	}
 	missing := max(0, 1-b.tokens)
-	b.timer = time.AfterFunc(time.Duration(missing/float64(max(1, rate))*float64(time.Second)), func() { t.grant(namespace) })
+	b.timer = time.AfterFunc(time.Duration(missing/float64(max(1, rate))*float64(time.Second)), func() {
+		defer panics.Recover(nil, "giving sagas their turn to be sent")
+		t.grant(namespace)
+	})
 }
 
 // grant gives the tokens that there are to the sagas that wait.
 func (t *throttle) grant(namespace string) {
+	for _, key := range t.wake(namespace) {
+		t.notify(key)
+	}
+}
+
+// wake returns the sagas that get the tokens that there are.
+func (t *throttle) wake(namespace string) (woken []Key) {
 	rate := t.rate(namespace)
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	b := t.buckets[namespace]
 	b.timer = nil
 	b.fill(t.clock(), rate)
-	var woken []Key
 	for first := b.waiting.Front(); first != nil && (b.tokens >= 1 || rate < 0); first = b.waiting.Front() {
 		key := b.waiting.Remove(first).(Key)
 		delete(b.places, key.UID)
@@ -98,10 +110,7 @@ func (t *throttle) grant(namespace string) {
 	if b.waiting.Len() > 0 {
 		t.await(namespace, b, rate)
 	}
-	t.mu.Unlock()
-	for _, key := range woken {
-		t.notify(key)
-	}
+	return woken
 }
 
 // forget drops what is held of a saga.

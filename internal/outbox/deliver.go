@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime/debug"
 	"time"
+
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // How long a shard leaves a sink alone that takes nothing. It is short, because whoever has mended a broker wants to see it drain.
@@ -286,7 +287,7 @@ func (s *shard) publish(ctx context.Context, all []Message) (errs []error) {
 	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("a publisher panicked", "panic", p, "stack", string(debug.Stack()))
+			panics.Report(s.log, "publishing to a sink", p)
 			errs = nil
 			for range all {
 				errs = append(errs, Errorf(Failed, ReasonRefused, "publishing: the publisher's code panicked: %v", p))

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"time"
+
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // panicError is a panic that was caught at the edge of a goroutine.
@@ -23,7 +24,7 @@ func (e *panicError) Error() string {
 func caught(log *slog.Logger, doing string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.Error("panic while "+doing, "panic", p, "stack", string(debug.Stack()))
+			panics.Report(log, doing, p)
 			err = &panicError{doing, p}
 		}
 	}()

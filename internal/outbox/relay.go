@@ -14,6 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // What a relay does where Options does not say.
@@ -194,6 +196,7 @@ func (r *Relay) end(s *served) {
 	}
 	s.cancel()
 	go func() {
+		defer panics.Recover(r.log, "ending a sink")
 		s.wg.Wait()
 		r.close(s)
 		r.nudge() // its shards are free
@@ -276,7 +279,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer beside.Wait()
 	beside.Go(func() { r.maintain(ctx) })
 	for ctx.Err() == nil {
-		if err := r.supervise(ctx); err != nil && ctx.Err() == nil {
+		if err := caught(r.log, "looking up the shards of the outbox", func() error { return r.supervise(ctx) }); err != nil && ctx.Err() == nil {
 			r.log.Warn("the shards of the outbox cannot be looked up; it is tried again", "error", err)
 		}
 		timer := time.NewTimer(superviseEvery)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/operations"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // Options are what the API needs.
@@ -173,9 +174,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	watched := make(chan error, 1)
 	wg.Go(func() {
 		defer cancel() // without its certificate the API does not go on
-		watched <- keepUp(ctx)
+		watched <- panics.Catch(s.log, "watching the certificate of the API", func() error { return keepUp(ctx) })
 	})
 	wg.Go(func() {
+		defer panics.Recover(s.log, "stopping the API")
 		<-ctx.Done()
 		s.stop(context.WithoutCancel(ctx), srv)
 	})

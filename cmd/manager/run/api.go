@@ -14,6 +14,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/operations"
 	"github.com/vextrus/saga-operator/internal/server"
+	"github.com/vextrus/saga-operator/internal/supervise"
 	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
 
@@ -81,7 +82,7 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	if err != nil {
 		return err
 	}
-	return errors.Join(mgr.Add(api), mgr.Add(&sweeper{keys: keys, log: log}))
+	return errors.Join(supervise.Add(mgr, log, api), supervise.Add(mgr, log, &sweeper{keys: keys, log: log}))
 }
 
 // apiLease is how long the key of a request is held whose process was killed. It is longer than a request may take (server.Limits.Timeout), and short, because whoever asks again waits for it; a

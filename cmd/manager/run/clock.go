@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/vextrus/saga-operator/internal/steadyclock"
+	"github.com/vextrus/saga-operator/internal/supervise"
 )
 
 // newClock returns the clock of everything that is recorded or expires. It is compared with the
@@ -47,5 +48,5 @@ func wireClock(clock *steadyclock.Clock, mgr manager.Manager, log *slog.Logger) 
 	ahead := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "saga_clock_difference_seconds", Help: "By how much the clock of the operator's machine is ahead of the database's."},
 		func() float64 { return clock.Difference().Seconds() })
-	return errors.Join(mgr.Add(&clockWatch{clock, log}), metrics.Registry.Register(ahead))
+	return errors.Join(supervise.Add(mgr, log, &clockWatch{clock, log}), metrics.Registry.Register(ahead))
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // checkTimeout bounds one readiness check: less than a probe's own patience, so that the probe hears the reason.
@@ -70,6 +72,7 @@ func (h *health) serve(ctx context.Context, address string) error {
 	srv := &http.Server{Handler: h.handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}
 	context.AfterFunc(ctx, func() { _ = srv.Close() })
 	go func() {
+		defer panics.Recover(h.log, "serving health probes")
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			h.log.Error("health probes are not answered any more", "error", err)
 		}
@@ -91,7 +94,9 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 	why := make([]error, len(h.checks))
 	var wg sync.WaitGroup
 	for i, c := range h.checks {
-		wg.Go(func() { why[i] = c.why(ctx) })
+		wg.Go(func() {
+			why[i] = panics.Catch(h.log, "checking whether the operator is ready", func() error { return c.why(ctx) })
+		})
 	}
 	wg.Wait()
 	var body strings.Builder

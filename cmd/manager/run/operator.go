@@ -30,9 +30,11 @@ import (
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/postgres"
 	"github.com/vextrus/saga-operator/internal/quota"
 	"github.com/vextrus/saga-operator/internal/steadyclock"
+	"github.com/vextrus/saga-operator/internal/supervise"
 )
 
 // stopMargin is what stopping may take beyond the grace that attempts have.
@@ -87,8 +89,9 @@ func operator(ctx context.Context, c Config, log *slog.Logger, wall func() time.
 		return err
 	}
 	if err := errors.Join(
-		mgr.Add(servers), mgr.Add(models), mgr.Add(&retention{store: store, after: c.HistoryRetention, clock: clock.Now, log: log}),
-		mgr.Add(&callbackSweep{store: store, clock: clock.Now, log: log}), wireClock(clock, mgr, log),
+		supervise.Add(mgr, log, servers), supervise.Add(mgr, log, models),
+		supervise.Add(mgr, log, &retention{store: store, after: c.HistoryRetention, clock: clock.Now, log: log}),
+		supervise.Add(mgr, log, &callbackSweep{store: store, clock: clock.Now, log: log}), wireClock(clock, mgr, log),
 	); err != nil {
 		return err
 	}
@@ -189,7 +192,7 @@ func wire(
 ) (_ *engine.Engine, err error) {
 	quotas := quota.NewTable(c.Quotas)
 	annotations := controllers.NewNamespaceQuotas(quotas, mgr.GetCache(), log)
-	if err := errors.Join(mgr.Add(annotations), wireSinks(c, log, mgr, r, policy, quotas)); err != nil {
+	if err := errors.Join(supervise.Add(mgr, log, annotations), wireSinks(c, log, mgr, r, policy, quotas)); err != nil {
 		return nil, err
 	}
 	kinds := participants(c, policy, r, tokens)
@@ -203,14 +206,14 @@ func wire(
 	}
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "saga_waiting_for_quota", Help: "Sagas that wait to start because of the quotas of their namespaces."},
-		func() float64 { return float64(sagas.WaitingForQuota()) })
-	if err := errors.Join(sagas.SetupWithManager(mgr), metrics.Registry.Register(waiting)); err != nil {
+		panics.Value(log, "counting sagas that wait for a quota", func() float64 { return float64(sagas.WaitingForQuota()) }))
+	if err := errors.Join(sagas.SetupWithManager(mgr), metrics.Registry.Register(waiting), metrics.Registry.Register(panics.Total)); err != nil {
 		return nil, err
 	}
-	if err := mgr.Add(&answers{engine: sagas.Engine, tell: sagas.Enqueue, news: news, log: log}); err != nil {
+	if err := supervise.Add(mgr, log, &answers{engine: sagas.Engine, tell: sagas.Enqueue, news: news, log: log}); err != nil {
 		return nil, err
 	}
-	return sagas.Engine, mgr.Add(&drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})
+	return sagas.Engine, supervise.Add(mgr, log, &drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})
 }
 
 // drain lets attempts end when the operator stops leading. It is a runnable so that the lease is kept meanwhile.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/eventstore"
 	storepg "github.com/vextrus/saga-operator/internal/eventstore/postgres"
+	"github.com/vextrus/saga-operator/internal/panics"
 	"github.com/vextrus/saga-operator/internal/projection"
 	"github.com/vextrus/saga-operator/internal/projection/sagas"
 )
@@ -53,8 +54,8 @@ func (m *readModels) heard() {
 // Start implements manager.Runnable.
 func (m *readModels) Start(ctx context.Context) error {
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = m.announcer.Run(ctx) })
-	wg.Go(func() { _ = m.runner.Run(ctx) })
+	wg.Go(func() { _ = panics.Restart(ctx, nil, "announcing commits", m.announcer.Run) })
+	wg.Go(func() { _ = panics.Restart(ctx, nil, "feeding read models", m.runner.Run) })
 	wg.Wait()
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/participant/message"
 	"github.com/vextrus/saga-operator/internal/quota"
+	"github.com/vextrus/saga-operator/internal/supervise"
 )
 
 // relay publishes the messages of the outbox, on every replica: leases in the database share the sinks among them.
@@ -60,7 +61,7 @@ func wireSinks(c Config, log *slog.Logger, mgr manager.Manager, r *relay, policy
 	if err := sinks.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	return mgr.Add(r)
+	return supervise.Add(mgr, log, r)
 }
 
 // operatorNamespace is that of the operator's pod, where the Secrets of ClusterSinks are; outside of a cluster that of its lease.

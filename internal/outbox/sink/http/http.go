@@ -27,6 +27,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 const (
@@ -108,8 +109,10 @@ func (p *Publisher) Publish(ctx context.Context, all []outbox.Message) []error {
 	for i := range all {
 		free <- struct{}{} // each gives it back, at the latest when ctx is done
 		wait.Go(func() {
-			errs[i] = p.post(ctx, &all[i])
-			<-free
+			defer func() { <-free }()
+			if err := panics.Catch(nil, "posting a message", func() error { errs[i] = p.post(ctx, &all[i]); return nil }); err != nil {
+				errs[i] = &outbox.Error{Kind: outbox.Failed, Reason: outbox.ReasonRefused, Err: err}
+			}
 		})
 	}
 	wait.Wait()

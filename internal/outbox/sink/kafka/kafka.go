@@ -22,6 +22,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // Mechanisms by which a broker is told who we are.
@@ -209,7 +210,7 @@ func (p *Publisher) open(ctx context.Context) (s *session, fresh bool, err error
 		return nil, false, unavailable(err)
 	}
 	if err := s.writable(ctx, p.config.Topic); err != nil {
-		p.closing.Go(s.close)
+		p.closing.Go(panics.Wrap(nil, "closing a connection to a broker", s.close))
 		return nil, false, err
 	}
 	p.session = s
@@ -222,7 +223,7 @@ func (p *Publisher) drop(s *session) {
 	defer func() { <-p.turn }()
 	if p.session == s {
 		p.session = nil
-		p.closing.Go(s.close)
+		p.closing.Go(panics.Wrap(nil, "closing a connection to a broker", s.close))
 	}
 }
 

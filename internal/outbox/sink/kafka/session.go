@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/vextrus/saga-operator/internal/outbox"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 const (
@@ -147,8 +148,12 @@ func (s *session) ask(ctx context.Context, request *kmsg.MetadataRequest) (*kmsg
 	}
 	results := make(chan result, 1)
 	go func() {
-		answer, err := request.RequestWith(ctx, s.client)
-		results <- result{answer, err}
+		var r result
+		r.err = panics.Catch(nil, "asking a broker of Kafka", func() (err error) {
+			r.answer, err = request.RequestWith(ctx, s.client)
+			return err
+		})
+		results <- r
 	}()
 	select {
 	case r := <-results:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 const (
@@ -32,6 +33,7 @@ func (p *Publisher) Listen(ctx context.Context, address, group string, handle fu
 	}
 	defer s.conn.Close()
 	consuming, err := consumer.Consume(func(m jetstream.Msg) {
+		defer panics.Recover(nil, "handling a message of NATS") // without an acknowledgement it comes again
 		if ctx.Err() != nil {
 			_ = m.Nak() // it is for another listener
 			return

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 const (
@@ -128,8 +129,10 @@ func (p *Publisher) look(ctx context.Context, s *session, subjects string) *outb
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		_, err := s.js.StreamNameBySubject(ctx, subjects)
-		answered <- err
+		answered <- panics.Catch(nil, "looking for a stream of NATS", func() error {
+			_, err := s.js.StreamNameBySubject(ctx, subjects)
+			return err
+		})
 	}()
 	for {
 		news, denial := s.denied(api)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/outbox"
 	"github.com/vextrus/saga-operator/internal/outbox/sink"
+	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 const (
@@ -260,7 +261,7 @@ func (p *Publisher) open(ctx context.Context) (*session, error) {
 	s, err := p.connect(ctx)
 	if err == nil {
 		if err = s.confirm(ctx); err != nil {
-			p.closing.Go(s.close)
+			p.closing.Go(panics.Wrap(nil, "closing a connection to a broker", s.close))
 			err = s.explain("opening a channel", err)
 		}
 	}
@@ -275,7 +276,7 @@ func (p *Publisher) open(ctx context.Context) (*session, error) {
 func (p *Publisher) drop() {
 	if s := p.session; s != nil {
 		p.session = nil
-		p.closing.Go(s.close)
+		p.closing.Go(panics.Wrap(nil, "closing a connection to a broker", s.close))
 	}
 }
 
