@@ -62,3 +62,34 @@ func TestMetricsTellOfEachSinkWhatBecameOfItsMessages(t *testing.T) {
 		return got["saga_outbox_publish_seconds"] > 0 && got["saga_outbox_oldest_seconds"] > 0
 	})
 }
+
+// TestRelayDropsMetricsOfRemovedSink has a sink removed while a call of its publisher is under way,
+// whose end is recorded last. One that is replaced keeps its series.
+func TestRelayDropsMetricsOfRemovedSink(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	calls, release := make(chan struct{}, 16), make(chan struct{})
+	slow := &memory.Publisher{Fault: func(_ context.Context, m *outbox.Message) error {
+		if m.Key == "slow" {
+			calls <- struct{}{}
+			<-release
+		}
+		return nil
+	}}
+	reg := prometheus.NewRegistry()
+	relay, _ := r.relay(outbox.Options{Metrics: reg}, to(&memory.Publisher{}))
+	r.commit(r.message("first"))
+	r.eventually("the sink has series", func() bool { return gauges(t, reg)["saga_outbox_published_total"] == 1 })
+	r.set(relay, to(slow))
+	r.commit(r.message("second"))
+	r.eventually("a sink that is replaced keeps its series", func() bool { return gauges(t, reg)["saga_outbox_published_total"] == 2 })
+	r.commit(r.message("slow"))
+	select {
+	case <-calls:
+	case <-r.ctx.Done():
+		t.Fatal("the publisher was not called")
+	}
+	relay.Remove("sink-1")
+	close(release)
+	r.eventually("a removed sink has no series", func() bool { return len(gauges(t, reg)) == 0 })
+}

@@ -172,6 +172,7 @@ func (r *Relay) Set(ctx context.Context, s Sink) error {
 	old := r.sinks[s.ID]
 	now := &served{sink: s, ctx: own, cancel: cancel, shards: map[int]*held{}}
 	r.sinks[s.ID] = now
+	r.metrics.begin(s.Name)
 	r.listen(now)
 	r.mu.Unlock()
 	r.end(old)
@@ -199,6 +200,7 @@ func (r *Relay) end(s *served) {
 		defer panics.Recover(r.log, "ending a sink")
 		s.wg.Wait()
 		r.close(s)
+		r.metrics.end(s.sink.Name)
 		r.nudge() // its shards are free
 	}()
 }
@@ -305,6 +307,7 @@ func (r *Relay) stop(ctx context.Context) {
 	for _, s := range all {
 		s.wg.Wait()
 		r.close(s)
+		r.metrics.end(s.sink.Name)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.lastWord)
 	defer cancel()
