@@ -24,10 +24,14 @@ type ClusterAccess struct{ Client client.Client }
 func (a ClusterAccess) Allowed(ctx context.Context, who Caller, what Permission) error {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: who.Name, UID: who.UID, Groups: who.Groups,
-		ResourceAttributes: &authorizationv1.ResourceAttributes{
-			Group: group, Version: "v1", Resource: "sagas", Subresource: what.Subresource, Verb: what.Verb, Namespace: what.Namespace, Name: what.Name,
-		},
 	}}
+	if what.Path != "" {
+		review.Spec.NonResourceAttributes = &authorizationv1.NonResourceAttributes{Path: what.Path, Verb: what.Verb}
+	} else {
+		review.Spec.ResourceAttributes = &authorizationv1.ResourceAttributes{
+			Group: group, Version: "v1", Resource: "sagas", Subresource: what.Subresource, Verb: what.Verb, Namespace: what.Namespace, Name: what.Name,
+		}
+	}
 	if len(who.Extra) > 0 {
 		review.Spec.Extra = make(map[string]authorizationv1.ExtraValue, len(who.Extra))
 		for k, v := range who.Extra {

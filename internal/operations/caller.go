@@ -35,10 +35,15 @@ type Permission struct {
 	Namespace         string
 	// Name is empty for what concerns no saga that is there: creating and listing.
 	Name string
+	// Path is the path of a URL that is no resource, such as /metrics. Only Verb goes with it.
+	Path string
 }
 
 // String says it as the cluster does.
 func (p Permission) String() string {
+	if p.Path != "" {
+		return fmt.Sprintf("%s the path %s", p.Verb, p.Path)
+	}
 	resource := "sagas"
 	if p.Subresource != "" {
 		resource += "/" + p.Subresource

@@ -286,7 +286,7 @@ func TestStoppingEndsThoseWhoFollow(t *testing.T) {
 	token := r.editor()
 	r.create(token, "order-1")
 	f := r.follow(token, "order-1", "")
-	r.server.stop(context.Background(), &http.Server{})
+	r.server.endStreams()
 	for {
 		if _, ok := f.next(); !ok {
 			break

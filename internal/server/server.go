@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/vextrus/saga-operator/internal/budget"
 	"github.com/vextrus/saga-operator/internal/operations"
-	"github.com/vextrus/saga-operator/internal/panics"
 )
 
 // Options are what the API needs.
@@ -128,11 +126,14 @@ const (
 	maxReceiveBuffer = 128 << 10
 )
 
+func boundedHTTP2() *http.HTTP2Config {
+	return &http.HTTP2Config{
+		MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer / 2,
+	}
+}
+
 // half returns half of a number of places, and at least one.
 func half(n int) int { return max(1, n/2) }
-
-// stopPatience is how long requests under way may take when the API is stopped.
-const stopPatience = 10 * time.Second
 
 // Start implements manager.Runnable: it serves until ctx is done.
 func (s *Server) Start(ctx context.Context) error {
@@ -152,55 +153,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	l = connections
 	srv := &http.Server{
 		ConnState: connections.connState,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer / 2,
-		},
-		Handler: s, ReadHeaderTimeout: s.limits.HeaderTimeout, ReadTimeout: s.limits.ReadTimeout, WriteTimeout: s.limits.WriteTimeout, IdleTimeout: s.limits.IdleTimeout,
+		HTTP2:     boundedHTTP2(),
+		Handler:   s, ReadHeaderTimeout: s.limits.HeaderTimeout, ReadTimeout: s.limits.ReadTimeout, WriteTimeout: s.limits.WriteTimeout, IdleTimeout: s.limits.IdleTimeout,
 		MaxHeaderBytes: s.limits.HeaderBytes, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // who fails to speak TLS is no news
 	}
-	keepUp := untilDone
-	if !s.options.InsecureHTTP {
-		config, watch, err := certificates(s.options.CertFile, s.options.KeyFile, s.log)
-		if err != nil {
-			_ = l.Close()
-			return err
-		}
-		srv.TLSConfig, keepUp = config, watch
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	watched := make(chan error, 1)
-	wg.Go(func() {
-		defer cancel() // without its certificate the API does not go on
-		watched <- panics.Catch(s.log, "watching the certificate of the API", func() error { return keepUp(ctx) })
-	})
-	wg.Go(func() {
-		defer panics.Recover(s.log, "stopping the API")
-		<-ctx.Done()
-		s.stop(context.WithoutCancel(ctx), srv)
-	})
-	s.log.Info("serving the API", "address", l.Addr().String(), "tls", !s.options.InsecureHTTP)
-	var err error
-	if s.options.InsecureHTTP {
-		err = srv.Serve(l)
-	} else {
-		err = srv.ServeTLS(l, "", "")
-	}
-	if !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving the API: %w", err)
-	}
-	return <-watched
+	return (&endpoint{
+		name: "the API", flags: "api", server: srv, plain: s.options.InsecureHTTP, certFile: s.options.CertFile, keyFile: s.options.KeyFile, log: s.log,
+		stopping: s.endStreams,
+	}).serve(ctx, l)
 }
 
-// stop lets requests under way end, and has those go who follow.
-func (s *Server) stop(ctx context.Context, srv *http.Server) {
-	s.stopOnce.Do(func() { close(s.stopping) })
-	ctx, cancel := context.WithTimeout(ctx, stopPatience)
-	defer cancel()
-	if err := srv.Shutdown(ctx); err != nil {
-		s.log.Warn("requests to the API were cut off", "error", err)
-		_ = srv.Close()
-	}
-}
+// endStreams ends the streams of those who follow.
+func (s *Server) endStreams() { s.stopOnce.Do(func() { close(s.stopping) }) }

@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
-	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -20,23 +19,23 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 )
 
-// certificates returns the TLS configuration, and what keeps it up to date: a function to run until its context is done.
-func certificates(certFile, keyFile string, log *slog.Logger) (*tls.Config, func(context.Context) error, error) {
+// certificates returns the TLS configuration of an endpoint, and what keeps it up to date: a function to run until its context is done.
+func (e *endpoint) certificates() (*tls.Config, func(context.Context) error, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
-	if certFile != "" {
-		watcher, err := certwatcher.New(certFile, keyFile)
+	if e.certFile != "" {
+		watcher, err := certwatcher.New(e.certFile, e.keyFile)
 		if err != nil {
-			return nil, nil, fmt.Errorf("reading the API's certificate and key from %s and %s: %w", certFile, keyFile, err)
+			return nil, nil, fmt.Errorf("reading the certificate and the key of %s from %s and %s: %w", e.name, e.certFile, e.keyFile, err)
 		}
 		config.GetCertificate = watcher.GetCertificate
 		return config, watcher.Start, nil
 	}
 	certificate, err := selfSigned(time.Now())
 	if err != nil {
-		return nil, nil, fmt.Errorf("making a certificate for the API: %w", err)
+		return nil, nil, fmt.Errorf("making a certificate for %s: %w", e.name, err)
 	}
 	sum := sha256.Sum256(certificate.Certificate[0])
-	log.Warn("the API uses a certificate that it has signed itself and that nobody can check; name one with --api-tls-cert-file and --api-tls-key-file",
+	e.log.Warn("serving "+e.name+" with a self-signed certificate, which clients cannot check; name one with --"+e.flags+"-tls-cert-file and --"+e.flags+"-tls-key-file",
 		"sha256", hex.EncodeToString(sum[:]))
 	config.Certificates = []tls.Certificate{certificate}
 	return config, untilDone, nil
@@ -81,8 +80,23 @@ func CheckInsecure(address string) error {
 	if err != nil {
 		return fmt.Errorf("the API's address %q: %w", address, err)
 	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+	if !isLoopback(host) {
 		return fmt.Errorf("the API is served without TLS on a loopback address only, such as 127.0.0.1:8080, and not on %q: tokens would be readable on the network", address)
 	}
 	return nil
+}
+
+// IsLoopback reports whether only this machine, or this pod, reaches an address. A name may resolve
+// to any address, so only IP addresses count. It returns an error if the address is not host:port.
+func IsLoopback(address string) (bool, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false, err
+	}
+	return isLoopback(host), nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
 }

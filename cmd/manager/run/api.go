@@ -33,7 +33,7 @@ type apiConfig struct {
 const minAPIMemory = 64 << 20
 
 // off reports whether there is no API.
-func (c *apiConfig) off() bool { return c.Address == "0" || c.Address == "" }
+func (c *apiConfig) off() bool { return isOff(c.Address) }
 
 func (c *apiConfig) check() error {
 	switch {

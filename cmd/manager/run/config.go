@@ -79,11 +79,12 @@ type Config struct {
 
 	API apiConfig
 
-	HealthAddress  string
-	MetricsAddress string
-	PprofAddress   string
-	LogLevel       slog.Level
-	LogFormat      string
+	Metrics metricsConfig
+
+	HealthAddress string
+	PprofAddress  string
+	LogLevel      slog.Level
+	LogFormat     string
 }
 
 // Parse reads the settings: a flag wins over its environment variable, and that over the default. What is wrong with them is an error that names the
@@ -154,8 +155,10 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.BoolVar(&c.API.InsecureHTTP, "api-insecure-http", false, "serve the API without TLS, on a loopback address only")
 
 	fs.StringVar(&c.HealthAddress, "health-address", ":8081", "`address` of /healthz and /readyz; 0 for none")
-	fs.StringVar(&c.MetricsAddress, "metrics-address", ":8080", "`address` of /metrics; 0 for none")
-	fs.StringVar(&c.PprofAddress, "pprof-address", "0", "`address` of /debug/pprof; 0 for none")
+	fs.StringVar(&c.Metrics.Address, "metrics-address", ":8444", "`address` of /metrics: HTTPS for callers whom the cluster allows to get it, plain HTTP for all callers on a loopback address; 0 for none")
+	fs.StringVar(&c.Metrics.CertFile, "metrics-tls-cert-file", "", "`path` of the certificate of /metrics, read again when it changes; without one the operator signs a certificate itself, which Prometheus cannot check")
+	fs.StringVar(&c.Metrics.KeyFile, "metrics-tls-key-file", "", "`path` of the key of that certificate")
+	fs.StringVar(&c.PprofAddress, "pprof-address", "0", "loopback `address` of /debug/pprof, such as 127.0.0.1:6060, reached with kubectl port-forward; 0 for none")
 	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "least `level` that is logged: debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "json", "json or text")
 }
@@ -250,7 +253,7 @@ func (c *Config) check() error {
 	case c.LogFormat != "json" && c.LogFormat != "text":
 		return errors.New("--log-format has to be json or text")
 	}
-	if err := errors.Join(c.checkQuotas(), c.API.check()); err != nil {
+	if err := errors.Join(c.checkQuotas(), c.API.check(), c.Metrics.check(), checkPprofAddress(c.PprofAddress)); err != nil {
 		return err
 	}
 	if _, err := egress.New(c.EgressAllow, c.EgressDeny); err != nil {

@@ -85,7 +85,7 @@ func operator(ctx context.Context, c Config, log *slog.Logger, wall func() time.
 	if err != nil {
 		return err
 	}
-	if err := wireAPI(c, log, mgr, pool, tokens, machine); err != nil {
+	if err := errors.Join(wireAPI(c, log, mgr, pool, tokens, machine), wireMetrics(c, log, mgr)); err != nil {
 		return err
 	}
 	if err := errors.Join(
@@ -162,8 +162,9 @@ func newManager(c Config, cfg *rest.Config) (manager.Manager, error) {
 			ByObject: map[client.Object]cache.ByObject{&v1.Saga{}: {Transform: controllers.Transform}},
 		},
 		// Health is served by this package: controller-runtime's checks keep their reasons to themselves.
-		HealthProbeBindAddress:              "0",
-		Metrics:                             metricsserver.Options{BindAddress: c.MetricsAddress},
+		HealthProbeBindAddress: "0",
+		// Metrics are served by this project too: controller-runtime's server limits no connections.
+		Metrics:                             metricsserver.Options{BindAddress: "0"},
 		PprofBindAddress:                    c.PprofAddress,
 		LeaderElection:                      c.LeaderElect,
 		LeaderElectionResourceLockInterface: lock,

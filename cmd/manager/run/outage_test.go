@@ -80,7 +80,7 @@ func TestTheLeaderOutlivesAnAPIServerThatIsAway(t *testing.T) {
 func TestReadinessWaitsUntilTheSagasHaveBeenRead(t *testing.T) {
 	t.Parallel()
 	kubernetes := cluster.New(t, cluster.Options{})
-	mgr, err := newManager(Config{MetricsAddress: "0", LeaseDuration: time.Minute, ShutdownGrace: patience}, kubernetes.Config)
+	mgr, err := newManager(Config{LeaseDuration: time.Minute, ShutdownGrace: patience}, kubernetes.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
