@@ -56,7 +56,7 @@ func TestARotatedSecretTakesEffect(t *testing.T) {
 	good := newReceiver(t, "second-token")
 	secret := r.secret("token", "127.0.0.1", map[string]string{"token": "first-token"})
 	r.start()
-	o := r.sink("s", fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: token}}}`, good.url))
+	o := r.sink("s", fmt.Sprintf(`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: token}}}`, good.url))
 	r.waitReady("s", metav1.ConditionFalse, outbox.ReasonUnauthorized)
 	before := r.waitSet(o, nil).Publisher
 	r.patch(secret, `{"stringData":{"token":"second-token"}}`)
@@ -128,7 +128,7 @@ func TestWhatHappensBeforeASinkCanStartWaitsForIt(t *testing.T) {
 	r.start()
 	for name, c := range map[string]struct{ spec, reason string }{
 		"suspended": {`{suspend: true, http: {url: "%s"}}`, v1.SinkReasonSuspended},
-		"no-secret": {`{http: {url: "%s"}, credentials: {secretRef: {name: later}}}`, v1.SinkReasonSecretNotFound},
+		"no-secret": {`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: later}}}`, v1.SinkReasonSecretNotFound},
 		"invalid":   {`{http: {url: "%s"}, sagaSelector: {matchExpressions: [{key: a, operator: Near}]}}`, v1.SinkReasonInvalid},
 	} {
 		o := r.sink(name, fmt.Sprintf(c.spec, good.url))
@@ -301,10 +301,10 @@ func TestASecretIsShownNowhere(t *testing.T) {
 	reasons := map[string]string{"echo": outbox.ReasonUnauthorized, "nats": outbox.ReasonUnauthorized, "rabbit": outbox.ReasonConnectionFailed, "unlisted": v1.SinkReasonSecretNotForHost,
 		"certificate": v1.SinkReasonSecretInvalid}
 	made := map[string]*v1.Sink{}
-	made["echo"] = r.sink("echo", fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: token}}}`, echo.url))
-	made["nats"] = r.sink("nats", fmt.Sprintf(`{nats: {servers: ["%s"], subject: s}, credentials: {secretRef: {name: password}}}`, natsURL))
-	r.sink("rabbit", `{rabbitmq: {url: "amqp://no-such-host.invalid", routingKey: k}, credentials: {secretRef: {name: password}}}`)
-	r.sink("unlisted", fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: unlisted}}}`, echo.url))
+	made["echo"] = r.sink("echo", fmt.Sprintf(`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: token}}}`, echo.url))
+	made["nats"] = r.sink("nats", fmt.Sprintf(`{nats: {servers: ["%s"], subject: s}, allowPlaintextCredentials: true, credentials: {secretRef: {name: password}}}`, natsURL))
+	r.sink("rabbit", `{rabbitmq: {url: "amqp://no-such-host.invalid", routingKey: k}, allowPlaintextCredentials: true, credentials: {secretRef: {name: password}}}`)
+	r.sink("unlisted", fmt.Sprintf(`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: unlisted}}}`, echo.url))
 	r.sink("certificate", fmt.Sprintf(`{nats: {servers: ["%s"], subject: s}, tls: {secretRef: {name: certificate}}}`, natsURL))
 	for name, reason := range reasons {
 		o := r.waitReady(name, metav1.ConditionFalse, reason)

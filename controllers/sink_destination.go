@@ -74,8 +74,27 @@ func destinationOf(spec *v1.SinkSpec) (*destination, error) {
 	default:
 		err = errors.New("spec names no destination")
 	}
-	d.encrypted = d.encrypted || spec.TLS != nil
+	d.encrypted = d.encrypted || spec.TLS != nil && d.kind != v1.SinkHTTP // which goes by its scheme alone
 	return d, err
+}
+
+// encryptionAdvice says how the connection to each kind of destination is encrypted.
+var encryptionAdvice = map[v1.SinkKind]string{
+	v1.SinkHTTP:     "let spec.http.url begin with https://",
+	v1.SinkNATS:     "set spec.tls to {}",
+	v1.SinkKafka:    "set spec.tls to {}",
+	v1.SinkRabbitMQ: "let spec.rabbitmq.url begin with amqps://",
+}
+
+// plaintextProblem is the problem of a sink that would show its credentials on a connection that is
+// not encrypted, without the consent of its spec. The schema refuses such a sink. One that is older
+// than this rule may still be there.
+func (d *destination) plaintextProblem(spec *v1.SinkSpec) *sinkProblem {
+	if spec.Credentials == nil || d.encrypted || spec.AllowPlaintextCredentials {
+		return nil
+	}
+	return &sinkProblem{v1.SinkReasonNotEncrypted, "The credentials are not sent, because the connection is not encrypted and others on the network could read them. To encrypt it, " +
+		encryptionAdvice[d.kind] + ". To send them all the same, set spec.allowPlaintextCredentials to true."}
 }
 
 // publisher is what a constructor returned, without the pointer to nothing that would come with an error.

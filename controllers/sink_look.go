@@ -100,7 +100,8 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 // waitsForChange reports whether a problem stays until an object changes, so that it is not looked at again
 // before.
 func waitsForChange(reason string) bool {
-	return reason == v1.SinkReasonSuspended || reason == v1.SinkReasonInvalid || reason == v1.SinkReasonQuotaExceeded
+	return reason == v1.SinkReasonSuspended || reason == v1.SinkReasonInvalid || reason == v1.SinkReasonQuotaExceeded ||
+		reason == v1.SinkReasonNotEncrypted
 }
 
 // begin makes the sink's place in the outbox when it is first seen, whatever else is wrong with it: what happens from its creation on waits for it.
@@ -169,6 +170,9 @@ func (r *SinkReconciler) route(s *sinkObject) (*destination, func(*outbox.Messag
 	dest, err := destinationOf(s.spec)
 	if err != nil {
 		return nil, nil, invalidSpec(err.Error())
+	}
+	if problem := dest.plaintextProblem(s.spec); problem != nil {
+		return nil, nil, problem
 	}
 	wants, err := r.wants(s)
 	if err != nil {

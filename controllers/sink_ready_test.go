@@ -56,7 +56,7 @@ func TestASinkIsReadyWhenItsDestinationTakesMessages(t *testing.T) {
 	good := newReceiver(t, "s3cr3t-token")
 	r.secret("token", "127.0.0.1", map[string]string{"token": "s3cr3t-token"})
 	r.start()
-	o := r.sink("good", fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: token}}}`, good.url))
+	o := r.sink("good", fmt.Sprintf(`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: token}}}`, good.url))
 	got := r.waitReady("good", metav1.ConditionTrue, "Ready")
 	if got.Status.Kind != v1.SinkHTTP {
 		t.Errorf("the status is %+v", got.Status)
@@ -101,8 +101,8 @@ func TestASecretIsGoodForAHostByItsName(t *testing.T) {
 	r.secret("by-name", "localhost", map[string]string{"username": "saga", "password": "right-password"})
 	r.start()
 	byName := func(url string) string { return strings.Replace(url, "127.0.0.1", "localhost", 1) }
-	r.sink("http", fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: by-name}}}`, byName(good.url)))
-	r.sink("nats", fmt.Sprintf(`{nats: {servers: ["%s"], subject: s}, credentials: {secretRef: {name: by-name}}}`, byName(natsServer(t, "saga", "right-password"))))
+	r.sink("http", fmt.Sprintf(`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: by-name}}}`, byName(good.url)))
+	r.sink("nats", fmt.Sprintf(`{nats: {servers: ["%s"], subject: s}, allowPlaintextCredentials: true, credentials: {secretRef: {name: by-name}}}`, byName(natsServer(t, "saga", "right-password"))))
 	r.waitReady("http", metav1.ConditionTrue, "Ready")
 	r.waitReady("nats", metav1.ConditionFalse, outbox.ReasonNotFound) // it is let in, and there is no stream
 }
@@ -143,7 +143,7 @@ func TestABadSinkSaysWhatIsWrongWithIt(t *testing.T) {
 	r.secret("no-certificate", "127.0.0.1", map[string]string{"ca.crt": "this is no certificate"})
 	r.start()
 	withNATS := func(secret string) string {
-		return fmt.Sprintf(`{nats: {servers: ["%s"], subject: "sagas.{type}"}, credentials: {secretRef: {name: %s}}}`, natsURL, secret)
+		return fmt.Sprintf(`{nats: {servers: ["%s"], subject: "sagas.{type}"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: %s}}}`, natsURL, secret)
 	}
 	for name, c := range map[string]struct {
 		spec, reason, says string

@@ -78,6 +78,11 @@ func TestASinkThatCannotBeMeantIsRefused(t *testing.T) {
 		"bad-mode":              {`{` + http + `, mode: Batched}`, "Batched"},
 		"no-secret-name":        {`{` + http + `, credentials: {secretRef: {}}}`, "spec.credentials.secretRef"},
 		"secret-of-others":      {`{` + http + `, credentials: {secretRef: {name: a, namespace: kube-system}}}`, "namespace"},
+		"plaintext-http":        {`{` + http + `, credentials: {secretRef: {name: a}}}`, "allowPlaintextCredentials"},
+		"plaintext-amqp":        {`{rabbitmq: {url: "amqp://r", routingKey: k}, credentials: {secretRef: {name: a}}}`, "allowPlaintextCredentials"},
+		"plaintext-nats":        {`{nats: {servers: ["nats://n", n0], subject: s}, credentials: {secretRef: {name: a}}}`, "allowPlaintextCredentials"},
+		"plaintext-kafka":       {`{kafka: {brokers: [k], topic: t, mechanism: PLAIN}, credentials: {secretRef: {name: a}}}`, "allowPlaintextCredentials"},
+		"plaintext-not-allowed": {`{` + http + `, credentials: {secretRef: {name: a}}, allowPlaintextCredentials: false}`, "allowPlaintextCredentials"},
 		"many-labels":           {`{` + http + `, sagaSelector: {matchLabels: {` + many(33, "l%d: x") + `}}}`, "at most 32 labels"},
 		"many-expressions":      {`{` + http + `, sagaSelector: {matchExpressions: [` + many(33, "{key: k%d, operator: Exists}") + `]}}`, "at most 32 expressions"},
 		"selector-of-a-cluster": {`{` + http + `, namespaceSelector: {}}`, "namespaceSelector"},
@@ -131,7 +136,7 @@ func TestKubectlGetShowsHowSinksAre(t *testing.T) {
 	good := newReceiver(t, "")
 	r.start()
 	o := r.sink("good", fmt.Sprintf(`{http: {url: "%s"}}`, good.url))
-	r.sink("bad", `{nats: {servers: [nats], subject: s}, credentials: {secretRef: {name: missing}}}`)
+	r.sink("bad", `{nats: {servers: [nats], subject: s}, allowPlaintextCredentials: true, credentials: {secretRef: {name: missing}}}`)
 	r.waitReady("bad", metav1.ConditionFalse, v1.SinkReasonSecretNotFound)
 	r.relay.stands(outbox.Status{ID: string(o.UID), Backlog: 7, Published: 1234, DeadLetters: 2, OldestAge: 90*60*1e9 + 1})
 	want := []string{"Name Ready Kind Backlog Oldest Published Dead", "good True HTTP 7 1h30m0s 1234 2 Ready", "bad False NATS 0  0 0 SecretNotFound"}

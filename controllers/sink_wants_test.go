@@ -154,7 +154,7 @@ func TestAClusterSinkWithoutASelectorTakesAllNamespaces(t *testing.T) {
 	good := newReceiver(t, "token-of-the-operator")
 	r.secret("token", "127.0.0.1", map[string]string{"token": "token-of-the-operator"}) // in the operator's namespace
 	r.start()
-	o := r.clusterSink(fmt.Sprintf(`{http: {url: "%s"}, credentials: {secretRef: {name: token}}}`, good.url))
+	o := r.clusterSink(fmt.Sprintf(`{http: {url: "%s"}, allowPlaintextCredentials: true, credentials: {secretRef: {name: token}}}`, good.url))
 	s := r.waitSet(o, nil)
 	if s.Name != o.Name || !s.Wants(message("anything", completed, nil)) || s.Wants(message("", completed, nil)) {
 		t.Errorf("sink %s", s.Name)

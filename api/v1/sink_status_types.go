@@ -103,6 +103,8 @@ const (
 	SinkReasonInvalid = "InvalidSpec"
 	// SinkReasonQuotaExceeded: the namespace has as many older Sinks as it may have.
 	SinkReasonQuotaExceeded = "QuotaExceeded"
+	// SinkReasonNotEncrypted: the credentials would be readable on the network.
+	SinkReasonNotEncrypted = "NotEncrypted"
 	// SinkReasonSecretNotFound: a Secret does not exist.
 	SinkReasonSecretNotFound = "SecretNotFound"
 	// SinkReasonSecretInvalid: a Secret has not the keys that it should have, or what is in them cannot be used.

@@ -113,6 +113,7 @@ type ClusterSinkSpec struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.kafka) || has(self.credentials) == has(self.kafka.mechanism)",message="credentials and kafka.mechanism are needed together: the mechanism says how the brokers are shown the credentials"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || !has(self.http) || self.http.url.startsWith('https:')",message="tls needs a url that begins with https://",fieldPath=".tls"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || !has(self.rabbitmq) || self.rabbitmq.url.startsWith('amqps:')",message="tls needs a url that begins with amqps://",fieldPath=".tls"
+// +kubebuilder:validation:XValidation:rule="!has(self.credentials) || has(self.tls) || has(self.allowPlaintextCredentials) && self.allowPlaintextCredentials || has(self.http) && self.http.url.startsWith('https:') || has(self.rabbitmq) && self.rabbitmq.url.startsWith('amqps:') || has(self.nats) && self.nats.servers.exists(s, s.startsWith('tls:'))",message="credentials need an encrypted connection: https://, amqps:// or tls; set allowPlaintextCredentials to true if others on the network may read them",fieldPath=".credentials"
 // +kubebuilder:validation:XValidation:rule="!has(self.replies) || !has(self.http)",message="replies needs a broker: nats, kafka or rabbitmq",fieldPath=".replies"
 type SinkSpec struct {
 	// types are the types of the CloudEvents that are taken, at most 64; * stands
@@ -195,6 +196,12 @@ type SinkSpec struct {
 	// are shown.
 	// +optional
 	Credentials *SinkCredentials `json:"credentials,omitempty"` //nolint:kubeapilinter // whether it is given has to be seen
+
+	// allowPlaintextCredentials lets the operator show the credentials on a
+	// connection that is not encrypted. Others on the network can read them there.
+	// Default: false, which refuses credentials on such a connection.
+	// +optional
+	AllowPlaintextCredentials bool `json:"allowPlaintextCredentials,omitempty"` //nolint:kubeapilinter // a consent, of which there is no third kind
 
 	// tls encrypts the connection, an empty object with what the system trusts.
 	// A scheme that says so (https, amqps, tls) encrypts it also without. TLS 1.2

@@ -195,7 +195,7 @@ func sinkOf(t *testing.T, kube client.Client, url, token string) *v1.Sink {
 	secret.Namespace, secret.Name, secret.Annotations = "default", "hub", map[string]string{v1.SecretHostsAnnotation: "127.0.0.1"}
 	s := &v1.Sink{}
 	s.Namespace, s.Name = "default", "hub"
-	s.Spec = v1.SinkSpec{HTTP: &v1.HTTPSink{URL: url}, Credentials: &v1.SinkCredentials{SecretRef: v1.SinkSecretReference{Name: "hub"}}}
+	s.Spec = v1.SinkSpec{HTTP: &v1.HTTPSink{URL: url}, AllowPlaintextCredentials: true, Credentials: &v1.SinkCredentials{SecretRef: v1.SinkSecretReference{Name: "hub"}}}
 	for _, o := range []client.Object{secret, s} {
 		if err := kube.Create(t.Context(), o); err != nil {
 			t.Fatal(err)
