@@ -54,6 +54,9 @@ type SagaReconciler struct {
 	// have been read; nil means that they are complete from the start.
 	Quotas     *quota.Table
 	QuotasRead <-chan struct{}
+	// Creators decides whether the annotation that names the creator of a saga is recorded; nil means
+	// that it never is.
+	Creators Creators
 	// AnyName lets several controllers live in one process, as tests want it.
 	AnyName bool
 
@@ -66,6 +69,12 @@ type SagaReconciler struct {
 	events     *eventWriter
 	lost       signal // the event store does not answer
 	writes     latency
+}
+
+// Creators reports whether the cluster protects the annotation that names the creator of an object that
+// was created at a time; it is a creators.Check.
+type Creators interface {
+	Protected(ctx context.Context, created time.Time) bool
 }
 
 type queue = workqueue.TypedRateLimitingInterface[engine.Key]

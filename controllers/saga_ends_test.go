@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -217,7 +218,9 @@ func TestAFinishedSagaIsDeletedWhenItsTimeIsUp(t *testing.T) {
 
 func TestTheUserWhoMadeASagaAndTheTraceItBelongsToAreInItsFirstEvent(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newRigWithoutOperator(t, memory.New())
+	r.onStart = func(s *SagaReconciler) { s.Creators = protection(true) }
+	r.startOperator()
 	o, err := r.parse("order", order)
 	if err != nil {
 		t.Fatal(err)
@@ -231,6 +234,36 @@ func TestTheUserWhoMadeASagaAndTheTraceItBelongsToAreInItsFirstEvent(t *testing.
 	events, err := r.store.Load(t.Context(), engine.StreamOf(string(o.UID)), 1, 1)
 	if err != nil || len(events) != 1 || events[0].Metadata.Actor != "jane" || events[0].Metadata.TraceParent != parent {
 		t.Errorf("the first event is %+v (%v), want jane as its actor, and her trace", events, err)
+	}
+}
+
+// protection is a cluster that protects the names of creators, or does not.
+type protection bool
+
+func (p protection) Protected(context.Context, time.Time) bool { return bool(p) }
+
+func TestSagaRecordsNoCreatorThatCouldBeForged(t *testing.T) {
+	t.Parallel()
+	for name, creators := range map[string]Creators{"no check": nil, "no policy": protection(false)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRigWithoutOperator(t, memory.New())
+			r.onStart = func(s *SagaReconciler) { s.Creators = creators }
+			r.startOperator()
+			o, err := r.parse("order", order)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Annotations = map[string]string{v1.CreatedByAnnotation: "jane"}
+			if err := r.kube.Create(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			r.waitPhase("order", v1.PhaseCompleted)
+			events, err := r.store.Load(t.Context(), engine.StreamOf(string(o.UID)), 1, 1)
+			if err != nil || len(events) != 1 || events[0].Metadata.Actor != "" || strings.Contains(string(events[0].Data), "jane") {
+				t.Errorf("the first event is %+v (%v), want no creator in it", events, err)
+			}
+		})
 	}
 }
 

@@ -130,9 +130,19 @@ func (r *SagaReconciler) define(ctx context.Context, s *sighting) error {
 		return err
 	}
 	if s.invalid = manifest.Report(invalid, wrong); len(s.invalid) == 0 {
-		s.observed.Definition, s.observed.Input = &def, input
+		s.observed.Definition, s.observed.Input, s.observed.CreatedBy = &def, input, r.creatorOf(ctx, s.object)
 	}
 	return nil
+}
+
+// creatorOf returns the user who created a saga. It is empty if the annotation that names them can be
+// forged.
+func (r *SagaReconciler) creatorOf(ctx context.Context, o *v1.Saga) string {
+	name := o.Annotations[v1.CreatedByAnnotation]
+	if name == "" || r.Creators == nil || !r.Creators.Protected(ctx, o.CreationTimestamp.Time) {
+		return ""
+	}
+	return name
 }
 
 // wishes returns the observation of an object without its definition.
@@ -143,7 +153,7 @@ func wishes(s *sighting) engine.Observation {
 	o := s.object
 	return engine.Observation{
 		Suspend: o.Spec.Suspend, Cancel: o.Spec.Cancel, Delete: s.deleting(), Generation: o.Generation,
-		CreatedBy: o.Annotations[v1.CreatedByAnnotation], TraceParent: o.Annotations[v1.TraceParentAnnotation], Labels: labels(o.Labels),
+		TraceParent: o.Annotations[v1.TraceParentAnnotation], Labels: labels(o.Labels),
 	}
 }
 

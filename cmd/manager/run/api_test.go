@@ -85,7 +85,7 @@ func (c *apiClient) ask(method, path, body string, header ...string) (status int
 
 // TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd runs the whole operator, with no more rights than it is given: to the end, to a callback, to a decision, to being abandoned, and with participants that repeat tokens.
 func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) {
-	kubernetes := cluster.New(t, cluster.Options{})
+	kubernetes := cluster.New(t, cluster.Options{Manifests: []string{"../../../config/admission/created_by_policy.yaml"}})
 	address := freeAddress(t)
 	participants := httptest.NewServer(newLateService(t))
 	t.Cleanup(participants.Close)
@@ -100,6 +100,7 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 			t.Errorf("the operator ended: %v; its log, in which nothing should be forbidden, and no token:\n%s", err, log)
 		}
 	}()
+	c.awaitCreators(participants.URL)
 	c.start("order-1042", fmt.Sprintf(`{"name":"reserve","http":{"method":"POST","url":"%s/reserve"}}`, participants.URL))
 	status, events := c.ask(http.MethodGet, "/v1/namespaces/shop/sagas/order-1042/history", "", "Accept", "text/event-stream")
 	if status != http.StatusOK {
@@ -116,6 +117,24 @@ func TestASagaThatIsStartedThroughTheAPIRunsAndIsFollowedToItsEnd(t *testing.T) 
 	c.decides(participants.URL)
 	c.abandons(participants.URL)
 	c.redacts(database, participants.URL)
+}
+
+// awaitCreators starts sagas until one is younger than the admission policy, so that its creator is
+// recorded.
+func (c *apiClient) awaitCreators(participant string) {
+	c.Helper()
+	n := 0
+	eventually(c.T, func() error {
+		name := fmt.Sprintf("probe-%d", n)
+		n++
+		c.start(name, fmt.Sprintf(`{"name":"reserve","http":{"method":"POST","url":"%s/reserve"}}`, participant))
+		c.ends(name, "Completed")
+		_, events := c.ask(http.MethodGet, "/v1/namespaces/shop/sagas/"+name+"/history", "", "Accept", "text/event-stream")
+		if !bytes.Contains(events, []byte("system:serviceaccount:shop:starter")) {
+			return fmt.Errorf("the history names no creator: %s", events)
+		}
+		return nil
+	})
 }
 
 // answersLater has a participant accept a step and say by callback what became of it.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -26,6 +28,7 @@ import (
 
 	v1 "github.com/vextrus/saga-operator/api/v1"
 	"github.com/vextrus/saga-operator/controllers"
+	"github.com/vextrus/saga-operator/internal/creators"
 	"github.com/vextrus/saga-operator/internal/egress"
 	"github.com/vextrus/saga-operator/internal/engine"
 	"github.com/vextrus/saga-operator/internal/eventstore"
@@ -137,7 +140,7 @@ func kubeConfig(c Config) (cfg *rest.Config, err error) {
 // Scheme has the types that the operator reads and writes.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{v1.AddToScheme, corev1.AddToScheme, eventsv1.AddToScheme, discoveryv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{v1.AddToScheme, corev1.AddToScheme, eventsv1.AddToScheme, discoveryv1.AddToScheme, admissionregistrationv1.AddToScheme, authenticationv1.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, err
 		}
@@ -196,8 +199,14 @@ func wire(
 	if err := errors.Join(supervise.Add(mgr, log, annotations), wireSinks(c, log, mgr, r, policy, quotas)); err != nil {
 		return nil, err
 	}
+	checked, err := wireCreators(log, mgr)
+	if err != nil {
+		return nil, err
+	}
 	kinds := participants(c, policy, r, tokens)
-	sagas := &controllers.SagaReconciler{Logger: log, Clock: tokens.Clock, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events, Quotas: quotas, QuotasRead: annotations.Read()}
+	sagas := &controllers.SagaReconciler{
+		Logger: log, Clock: tokens.Clock, Concurrency: c.Concurrency, Watches: c.watches, Events: c.Events, Quotas: quotas, QuotasRead: annotations.Read(), Creators: checked,
+	}
 	sagas.Engine, err = engine.New(engine.Options{
 		Store: tokens.Store, Clock: tokens.Clock, Participants: kinds, Notify: sagas.Enqueue, Workers: c.Workers, Limits: c.Limits, AttemptRate: func(namespace string) int64 { return quotas.Of(namespace).AttemptsPerSecond }, KeyRetention: c.KeyRetention, Memory: engine.TotalMemory(c.SagaMemoryBytes),
 		Logger: log, Metrics: metrics.Registry,
@@ -215,6 +224,24 @@ func wire(
 		return nil, err
 	}
 	return sagas.Engine, supervise.Add(mgr, log, &drain{engine: sagas.Engine, grace: c.ShutdownGrace, log: log})
+}
+
+// wireCreators returns the check of the policy that protects the names of creators.
+func wireCreators(log *slog.Logger, mgr manager.Manager) (*creators.Check, error) {
+	live, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme(), HTTPClient: mgr.GetHTTPClient()})
+	if err != nil {
+		return nil, fmt.Errorf("making the client for admission policies: %w", err)
+	}
+	check := creators.NewCheck(live, log)
+	recorded := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "saga_creators_recorded", Help: "1 if the creators of new sagas are recorded; 0 if the admission policy that protects their names is not installed as shipped."},
+		panics.Value(log, "checking the policy of creators", func() float64 {
+			if check.Recorded() {
+				return 1
+			}
+			return 0
+		}))
+	return check, errors.Join(supervise.Add(mgr, log, check), metrics.Registry.Register(recorded))
 }
 
 // drain lets attempts end when the operator stops leading. It is a runnable so that the lease is kept meanwhile.
