@@ -61,6 +61,7 @@ type Operations struct {
 type handlers struct {
 	Options
 	history history
+	signer  *signer
 }
 
 // New returns the buses with everything on them.
@@ -81,7 +82,7 @@ func New(o Options) (*Operations, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the operations: %w", err)
 	}
-	h := &handlers{Options: o, history: history{o.Database}}
+	h := &handlers{Options: o, history: history{o.Database}, signer: &signer{pool: o.Database}}
 	// Who may not send a command learns nothing of what became of an earlier one: authorization stands before the keys.
 	ops := &Operations{
 		Commands: cqrs.NewCommands(cqrs.Recover(o.Logger), metrics, cqrs.Validate(), authorize(o.Access), cqrs.Idempotent(o.Keys)),

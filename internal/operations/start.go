@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -17,10 +17,6 @@ import (
 	"github.com/vextrus/saga-operator/internal/cqrs"
 	"github.com/vextrus/saga-operator/pkg/idempotency"
 )
-
-// RequestAnnotation holds, as two hashes, which request a saga was created by: whose key it had, and what it asked for. A request that is repeated after a crash in the middle, or when its key
-// is kept no more, knows its saga again by it, and one that has the key of another is told from it.
-const RequestAnnotation = group + "/api-request"
 
 // fieldOwner is who manages the fields of the objects that are written here.
 const fieldOwner = client.FieldOwner("saga-operator-api")
@@ -33,8 +29,15 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 		return Object{}, invalid("path.namespace", "this operator does not carry out the sagas of namespace %s", c.Namespace)
 	}
 	doing := fmt.Sprintf("creating a saga in namespace %s", c.Namespace)
-	request := requestID(c)
-	o, err := c.object(ctx, who.Name, request)
+	key, err := h.signer.load(ctx)
+	if err != nil {
+		return Object{}, err
+	}
+	m, err := markOf(c)
+	if err != nil {
+		return Object{}, err
+	}
+	o, err := c.object(ctx, who.Name, m, key)
 	if err != nil {
 		return Object{}, err
 	}
@@ -42,7 +45,7 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	err = h.Client.Create(ctx, o, fieldOwner)
 	switch {
 	case apierrors.IsAlreadyExists(err):
-		return h.again(ctx, c, doing, name, who.Name, request)
+		return h.again(ctx, c, doing, name, m, key)
 	case apierrors.IsNotFound(err):
 		return Object{}, &NotFoundError{What: "namespace " + c.Namespace}
 	case err != nil:
@@ -52,8 +55,9 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	return encode(o)
 }
 
-// again answers a request whose saga is there already: by this very request, or by another.
-func (h *handlers) again(ctx context.Context, c StartSaga, doing, name, user, request string) (Object, error) {
+// again answers a request whose saga is there already. The saga was created by this request or by another
+// one. Only the signature tells: everybody who may create sagas can write the same annotations.
+func (h *handlers) again(ctx context.Context, c StartSaga, doing, name string, m mark, key []byte) (Object, error) {
 	o := &document{}
 	err := h.Client.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, o)
 	switch {
@@ -62,36 +66,24 @@ func (h *handlers) again(ctx context.Context, c StartSaga, doing, name, user, re
 	case err != nil:
 		return Object{}, fromAPIServer(fmt.Sprintf("reading saga %s/%s, which is there already", c.Namespace, name), err)
 	}
-	notes := o.GetAnnotations()
-	by, content, _ := strings.Cut(notes[RequestAnnotation], "/")
+	made, ok := verify(key, o)
 	switch {
-	case by != request || notes[v1.CreatedByAnnotation] != user:
+	case !ok || made.request != m.request:
 		return Object{}, cqrs.Refuse("AlreadyExists", "another saga called %s exists in namespace %s", name, c.Namespace)
-	case content != c.fingerprint():
+	case made.content != m.content:
 		return Object{}, fmt.Errorf("%s: saga %s was created with this key by a request that asked for something else: %w", doing, name, idempotency.ErrMismatch)
 	}
 	return encode(o)
 }
 
-// requestID is what names a request within the cluster.
-func requestID(c StartSaga) string {
-	r, key := c.IdempotencyKey()
-	sum := sha256.Sum256([]byte(r + "\x00" + key))
-	return hex.EncodeToString(sum[:])
-}
-
-// fingerprint is what a request asks for, as a hash: two that differ in it are not the same, whatever their key.
-func (c StartSaga) fingerprint() string {
-	h := sha256.New()
-	e := json.NewEncoder(h) // it makes one form of what differs in spaces only, and ends each part
-	for _, part := range []any{c.Name, c.GenerateName, c.Labels, c.Annotations, c.Spec} {
-		_ = e.Encode(part) // the spec has been read; and a hash takes everything
-	}
-	return hex.EncodeToString(h.Sum(nil))
+// markOf returns the mark of an object that is created now.
+func markOf(c StartSaga) (mark, error) {
+	content, err := c.fingerprint()
+	return mark{request: requestID(c), content: content, at: time.Now().Unix()}, err
 }
 
 // object is the object to be created.
-func (c StartSaga) object(ctx context.Context, user, request string) (*document, error) {
+func (c StartSaga) object(ctx context.Context, user string, m mark, key []byte) (*document, error) {
 	o := &document{Spec: c.Spec} // numbers keep their original text
 	if err := json.Unmarshal(c.Spec, &map[string]json.RawMessage{}); err != nil {
 		return nil, invalid("spec", "the spec is no JSON object")
@@ -99,10 +91,10 @@ func (c StartSaga) object(ctx context.Context, user, request string) (*document,
 	o.SetNamespace(c.Namespace)
 	o.SetName(c.Name)
 	if c.Name == "" {
-		o.SetName(generated(c.GenerateName, request))
+		o.SetName(generated(c.GenerateName, m.request))
 	}
 	o.SetLabels(c.Labels)
-	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: request + "/" + c.fingerprint()}
+	notes := map[string]string{v1.CreatedByAnnotation: user, RequestAnnotation: m.sign(key, o.GetNamespace(), o.GetName())}
 	if trace := cqrs.TraceParent(ctx); trace != "" {
 		notes[v1.TraceParentAnnotation] = trace
 	}

@@ -17,7 +17,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON projections, projection_skips, saga_hist
 GRANT SELECT, INSERT, UPDATE, DELETE ON idempotency_keys, saga_nudges, saga_callbacks, outbox_readers, outbox_relays, outbox_parked, event_handlers_parked TO $ROLE;
 GRANT SELECT, INSERT ON outbox_dropped, event_handlers_dropped TO $ROLE;
 GRANT USAGE, SELECT ON SEQUENCE outbox_position, idempotency_fences TO $ROLE;
-GRANT SELECT ON store_clusters, saga_history, saga_summary, `+versionTable+` TO $ROLE;
+GRANT SELECT ON store_clusters, api_request_key, saga_history, saga_summary, `+versionTable+` TO $ROLE;
 GRANT EXECUTE ON FUNCTION remove_finished_sagas(timestamptz, integer), maintain_outbox(bigint, integer) TO $ROLE;
 `, "$ROLE", pgx.Identifier{role}.Sanitize())
 }
