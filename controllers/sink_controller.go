@@ -49,7 +49,8 @@ const (
 
 // sinkPace is how often things are looked at.
 type sinkPace struct {
-	// look is how often Secrets are read again, which nobody watches: the operator may only get them. mend is the same where something is wrong.
+	// look is how often Secrets are read again, which nobody watches: the operator may only get them. mend is the first pause if something is wrong with a sink; it doubles up
+	// to look.
 	look, mend time.Duration
 	// recheck is how often a destination that is ready is checked; one that is not is checked after firstCheck, doubled up to recheck.
 	firstCheck, recheck time.Duration
@@ -93,6 +94,7 @@ type SinkReconciler struct {
 	namespaces namespaceLabels
 	order      sinkOrder
 	standings  atomic.Pointer[map[string]outbox.Status] // by ID; nil before the first look
+	self       atomic.Pointer[string]                   // how kubectl names the operator; nil until it was needed
 
 	mu      sync.Mutex
 	entries map[reconcile.Request]*sinkEntry
@@ -102,7 +104,6 @@ type sinkQueue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
 //+kubebuilder:rbac:groups=saga.vextrus.io,resources=sinks;clustersinks,verbs=get;list;watch
 //+kubebuilder:rbac:groups=saga.vextrus.io,resources=sinks/status;clustersinks/status,verbs=update;patch
-//+kubebuilder:rbac:groups="",resources=secrets,verbs=get
 //+kubebuilder:rbac:groups="",resources=namespaces,verbs=get;list;watch
 
 // SetupWithManager adds the controller to a manager.

@@ -20,6 +20,8 @@ type sinkEntry struct {
 	generation int64
 	lookAt     time.Time
 	kind       v1.SinkKind
+	// mendPause is the pause before the sink is looked at again because of its problem.
+	mendPause time.Duration
 	// begun says that the outbox knows of the sink, so that what is committed waits for it.
 	begun bool
 	// overQuota says that the quota of its namespace did not allow it.
@@ -80,11 +82,11 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 	case problem != nil:
 		r.stop(e)
 		if !waitsForChange(problem.reason) {
-			e.lookAt = now.Add(r.pace.mend)
+			e.lookAt = now.Add(e.nextMendPause(s, problem, &r.pace))
 		}
 	case e.publisher == nil || e.made != p.made:
 		if problem = r.start(ctx, e, p); problem != nil {
-			e.lookAt = now.Add(r.pace.mend)
+			e.lookAt = now.Add(e.nextMendPause(s, problem, &r.pace))
 		}
 	}
 	if problem == nil && p.dependent {
@@ -95,6 +97,16 @@ func (r *SinkReconciler) look(ctx context.Context, s *sinkObject, e *sinkEntry) 
 	}
 	e.problem, e.generation, e.overQuota = problem, s.GetGeneration(), overQuota
 	return nil
+}
+
+// nextMendPause returns the pause before a sink with a problem is looked at again. It grows while the
+// problem stays the same. No watch tells that the right to read a Secret was given, for example.
+func (e *sinkEntry) nextMendPause(s *sinkObject, problem *sinkProblem, pace *sinkPace) time.Duration {
+	if e.generation != s.GetGeneration() || e.problem == nil || e.problem.reason != problem.reason {
+		e.mendPause = 0
+	}
+	e.mendPause = min(max(2*e.mendPause, pace.mend), pace.look)
+	return e.mendPause
 }
 
 // waitsForChange reports whether a problem stays until an object changes, so that it is not looked at again

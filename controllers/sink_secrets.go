@@ -79,8 +79,7 @@ func (r *SinkReconciler) readSecret(ctx context.Context, s *sinkObject, dest *de
 	case apierrors.IsNotFound(err):
 		return nil, &sinkProblem{v1.SinkReasonSecretNotFound, fmt.Sprintf("There is no Secret %q in namespace %s. Create it, or correct its name in the spec.", name, s.secrets)}, nil
 	case apierrors.IsForbidden(err):
-		return nil, &sinkProblem{v1.SinkReasonSecretForbidden,
-			fmt.Sprintf("The operator may not read the Secret %q in namespace %s. An administrator has to give it the verb get on Secrets there.", name, s.secrets)}, nil
+		return nil, r.secretForbidden(ctx, s.secrets, name), nil
 	case err != nil:
 		return nil, nil, fmt.Errorf("reading Secret %s/%s: %w", s.secrets, name, err)
 	}

@@ -152,7 +152,7 @@ func (s *slowService) awaitRequest() {
 // leastPrivileged returns the kubeconfig of the account that config/ makes for the operator.
 func leastPrivileged(t *testing.T, kubernetes *cluster.Cluster) string {
 	t.Helper()
-	for _, file := range []string{"default/namespace.yaml", "rbac/service_account.yaml", "rbac/role.yaml", "rbac/leader_election_role.yaml"} {
+	for _, file := range []string{"default/namespace.yaml", "rbac/service_account.yaml", "rbac/role.yaml", "rbac/leader_election_role.yaml", "rbac/secret_reader_role.yaml"} {
 		manifest, err := os.ReadFile("../../../config/" + file)
 		if err != nil {
 			t.Fatal(err)

@@ -93,6 +93,7 @@ func TestMessagesOfSagasArriveAtASink(t *testing.T) {
 	}()
 
 	kube := newClient(t, kubernetes)
+	letReadSecrets(t, kubernetes, "default")
 	s := sinkOf(t, kube, destination.URL, h.token)
 	waitSink(t, kube, s, func(st *v1.SinkStatus) bool { return holds(st, "Ready", "Ready") })
 
