@@ -24,7 +24,7 @@ untracked=$(git ls-files --others --exclude-standard)
 [[ -z "$untracked" ]] || fail "these files are not tracked; commit them or ignore them:"$'\n'"$untracked"
 
 make --no-print-directory lint
-for overlay in config/crd config/default config/samples; do
+for overlay in config/crd config/default config/network-policy config/samples; do
 	bin/tools/kustomize build "$overlay" >/dev/null || fail "kustomize cannot build $overlay"
 done
 hack/verify-image.sh
