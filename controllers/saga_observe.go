@@ -129,20 +129,14 @@ func (r *SagaReconciler) define(ctx context.Context, s *sighting) error {
 	if err != nil {
 		return err
 	}
-	if s.invalid = manifest.Report(invalid, wrong); len(s.invalid) == 0 {
-		s.observed.Definition, s.observed.Input, s.observed.CreatedBy = &def, input, r.creatorOf(ctx, s.object)
+	if s.invalid = manifest.Report(invalid, wrong); len(s.invalid) > 0 {
+		return nil
 	}
+	if s.observed.NamespaceUID, err = r.namespaceUIDOf(ctx, s.object); err != nil {
+		return err
+	}
+	s.observed.Definition, s.observed.Input, s.observed.CreatedBy = &def, input, r.creatorOf(ctx, s.object)
 	return nil
-}
-
-// creatorOf returns the user who created a saga. It is empty if the annotation that names them can be
-// forged.
-func (r *SagaReconciler) creatorOf(ctx context.Context, o *v1.Saga) string {
-	name := o.Annotations[v1.CreatedByAnnotation]
-	if name == "" || r.Creators == nil || !r.Creators.Protected(ctx, o.CreationTimestamp.Time) {
-		return ""
-	}
-	return name
 }
 
 // wishes returns the observation of an object without its definition.

@@ -69,17 +69,21 @@ func (e *Engine) abandonOnce(ctx context.Context, key Key, a Abandonment) (saga.
 	return r.state, err
 }
 
-// Recorded returns the key of a saga of which only the uid is known. It fails with ErrNotStarted if the
-// event store does not have the saga.
-func (e *Engine) Recorded(ctx context.Context, uid uuid.UUID) (Key, error) {
+// Recorded returns the key of a saga of which only the uid is known, and the uid of its namespace, which
+// is empty if it was not recorded. It fails with ErrNotStarted if the event store does not have the saga.
+func (e *Engine) Recorded(ctx context.Context, uid uuid.UUID) (key Key, namespaceUID string, err error) {
 	row, err := e.Store.SagaState(ctx, uid)
 	if errors.Is(err, eventstore.ErrNotFound) {
-		return Key{}, fmt.Errorf("looking for the saga with the uid %s: %w", uid, ErrNotStarted)
+		return key, "", fmt.Errorf("looking for the saga with the uid %s: %w", uid, ErrNotStarted)
 	}
 	if err != nil {
-		return Key{}, fmt.Errorf("looking for the saga with the uid %s: %w", uid, err)
+		return key, "", fmt.Errorf("looking for the saga with the uid %s: %w", uid, err)
 	}
-	return Key{Namespace: row.Namespace, Name: row.Name, UID: uid.String()}, nil
+	var state struct{ NamespaceUID string }
+	if err := json.Unmarshal(row.State, &state); err != nil {
+		return key, "", fmt.Errorf("reading the state of the saga with the uid %s: %w", uid, err)
+	}
+	return Key{Namespace: row.Namespace, Name: row.Name, UID: uid.String()}, state.NamespaceUID, nil
 }
 
 // loadToAbandon loads a saga. If its stream cannot be read, the state has its identity and version only, and

@@ -157,10 +157,10 @@ func TestRecordedFindsSagaByUID(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	b, k := parked(t, store)
-	if got, err := b.engine.Recorded(t.Context(), uuid.MustParse(k.UID)); err != nil || got != k {
+	if got, _, err := b.engine.Recorded(t.Context(), uuid.MustParse(k.UID)); err != nil || got != k {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := b.engine.Recorded(t.Context(), uuid.New()); !errors.Is(err, ErrNotStarted) {
+	if _, _, err := b.engine.Recorded(t.Context(), uuid.New()); !errors.Is(err, ErrNotStarted) {
 		t.Errorf("an unknown uid: %v", err)
 	}
 }

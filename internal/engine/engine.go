@@ -54,6 +54,8 @@ type Observation struct {
 	Input      json.RawMessage
 	// CreatedBy is the user who made the saga.
 	CreatedBy string
+	// NamespaceUID is the uid of the namespace that the saga's object is in.
+	NamespaceUID string
 	// TraceParent is the W3C trace context that its start belongs to. What is none is left out.
 	TraceParent string
 	// Labels are those of its object, at most MaxLabels of them.
@@ -321,7 +323,7 @@ func (e *Engine) planFor(r *running) (*saga.SagaStarted, *saga.Plan, error) {
 	}
 	return &saga.SagaStarted{
 		TraceParent: parent,
-		UID:         r.key.UID, Namespace: r.key.Namespace, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
+		UID:         r.key.UID, Namespace: r.key.Namespace, NamespaceUID: r.observed.NamespaceUID, Name: r.key.Name, CreatedBy: r.observed.CreatedBy, Labels: r.observed.Labels,
 		Definition: *r.observed.Definition, Encoded: plan.EncodedDefinition(), Input: r.observed.Input,
 	}, plan, nil
 }

@@ -15,7 +15,7 @@ import (
 // Abandoner abandons sagas; it is the engine.
 type Abandoner interface {
 	Abandon(ctx context.Context, key engine.Key, a engine.Abandonment) (saga.State, error)
-	Recorded(ctx context.Context, uid uuid.UUID) (engine.Key, error)
+	Recorded(ctx context.Context, uid uuid.UUID) (key engine.Key, namespaceUID string, err error)
 }
 
 // AbandonSaga ends a saga as it is: the operator does nothing more for it. It needs the verb
@@ -102,21 +102,34 @@ func (h *handlers) findAbandoned(ctx context.Context, c AbandonSaga) (key engine
 	return key, true, err
 }
 
-// findOrphan finds the saga with the uid of a command in the database. A saga of another namespace
-// or with another name does not exist for the caller, whose right is for this one.
+// findOrphan finds the saga with the uid of a command in the database. A saga of another namespace or
+// with another name does not exist for the caller, whose right is for this one. Neither does a saga of a
+// former namespace of the same name, unless the caller has the right in all namespaces.
 func (h *handlers) findOrphan(ctx context.Context, c AbandonSaga) (engine.Key, error) {
 	uid, err := uuid.Parse(c.UID)
 	if err != nil {
 		return engine.Key{}, fmt.Errorf("reading the uid of saga %s: %w", c.Ref, err)
 	}
-	key, err := h.Abandoner.Recorded(ctx, uid)
+	key, in, err := h.Abandoner.Recorded(ctx, uid)
+	unknown := &NotFoundError{What: fmt.Sprintf("saga %s with uid %s", c.Ref, uid)}
 	switch {
 	case errors.Is(err, engine.ErrNotStarted), err == nil && (key.Namespace != c.Namespace || key.Name != c.Name):
-		return engine.Key{}, &NotFoundError{What: fmt.Sprintf("saga %s with uid %s", c.Ref, uid)}
+		return engine.Key{}, unknown
 	case err != nil:
 		return engine.Key{}, fromDatabase(fmt.Sprintf("looking for saga %s", c.Ref), err)
 	}
-	return key, nil
+	current, err := h.namespaceUID(ctx, c.Namespace)
+	if err != nil {
+		return engine.Key{}, err
+	}
+	if in != "" && in == current {
+		return key, nil
+	}
+	anywhere, err := h.allowedEverywhere(ctx, c.Needs())
+	if err == nil && !anywhere {
+		err = unknown
+	}
+	return key, err
 }
 
 // sameUID reports whether two texts are the same UUID.

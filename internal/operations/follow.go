@@ -28,6 +28,7 @@ type Following struct {
 	h         *handlers
 	query     SagaHistory
 	who       Caller
+	namespace string // the uid of the namespace
 	askAgain  time.Time
 	pause     time.Duration
 	firstPage *History
@@ -35,7 +36,11 @@ type Following struct {
 
 func (h *handlers) follow(ctx context.Context, q FollowSaga) (*Following, error) {
 	who, _ := CallerOf(ctx)
-	f := &Following{h: h, query: q.From, who: who, askAgain: time.Now().Add(h.Reauthorize), pause: h.Poll}
+	namespace, err := h.namespaceUID(ctx, q.From.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	f := &Following{h: h, query: q.From, who: who, namespace: namespace, askAgain: time.Now().Add(h.Reauthorize), pause: h.Poll}
 	f.query.Limit = DefaultPage
 	page, err := h.readHistory(ctx, f.query)
 	if err != nil {
@@ -54,7 +59,7 @@ func (f *Following) Next(ctx context.Context, patience time.Duration) ([]Event, 
 	until := time.Now().Add(patience)
 	for {
 		if now := time.Now(); !now.Before(f.askAgain) {
-			if err := f.h.Access.Allowed(ctx, f.who, f.query.Needs()); err != nil {
+			if err := f.reauthorize(ctx); err != nil {
 				return nil, err
 			}
 			f.askAgain = now.Add(f.h.Reauthorize)
@@ -80,6 +85,22 @@ func (f *Following) Next(ctx context.Context, patience time.Duration) ([]Event, 
 		}
 		f.pause = min(2*f.pause, slowest*f.h.Poll)
 	}
+}
+
+// reauthorize asks whether the reader may still read. The right is for the namespace that existed at the
+// beginning: in another one with its name, the saga does not exist.
+func (f *Following) reauthorize(ctx context.Context) error {
+	if err := f.h.Access.Allowed(ctx, f.who, f.query.Needs()); err != nil {
+		return err
+	}
+	now, err := f.h.namespaceUID(ctx, f.query.Namespace)
+	if err != nil || now == f.namespace {
+		return err
+	}
+	if anywhere, err := f.h.hasEverywhere(ctx, f.who, f.query.Needs()); err != nil || anywhere {
+		return err
+	}
+	return noSaga(f.query.Ref)
 }
 
 func (f *Following) page(ctx context.Context) (History, error) {

@@ -74,48 +74,68 @@ func (h *handlers) readHistory(ctx context.Context, q SagaHistory) (History, err
 	if err := takeMemory(ctx, int64(limited(q.Limit))*eventBytes); err != nil {
 		return History{}, err
 	}
-	uid, live, err := h.identify(ctx, q.Ref, q.UID)
+	l, err := h.locate(ctx, q.Ref, q.UID)
 	if err != nil {
 		return History{}, err
 	}
-	page, err := h.history.page(ctx, q.Ref, uid, q.After, limited(q.Limit))
+	page, err := h.history.page(ctx, q.Ref, l.uid, q.After, limited(q.Limit))
 	if err != nil {
 		return History{}, fromDatabase(fmt.Sprintf("reading the history of saga %s", q.Ref), err)
 	}
-	if !page.known && !live {
-		return History{}, &NotFoundError{What: fmt.Sprintf("a history of saga %s with uid %s", q.Ref, uid)}
+	if !page.known && !l.live {
+		return History{}, noHistory(q.Ref, l.uid)
 	}
 	return page.History, nil
 }
 
-// identify finds the uid of a saga, and whether its object is there.
-func (h *handlers) identify(ctx context.Context, ref Ref, wanted string) (uid uuid.UUID, live bool, err error) {
+// located is a saga whose history the caller may read, and whether its object exists.
+type located struct {
+	uid  uuid.UUID
+	live bool
+}
+
+func noHistory(ref Ref, uid uuid.UUID) error {
+	return &NotFoundError{What: fmt.Sprintf("a history of saga %s with uid %s", ref, uid)}
+}
+
+// locate finds a saga by its name, and by its uid if that is not empty. An object shows that its saga is
+// of the namespace that exists now. A saga that is gone was in it only if the uids of the namespaces are
+// the same. The sagas of former namespaces exist only for callers who may read sagas in all namespaces.
+func (h *handlers) locate(ctx context.Context, ref Ref, wanted string) (l located, err error) {
 	o, err := h.object(ctx, ref)
 	missing := (*NotFoundError)(nil)
 	if err != nil && !errors.As(err, &missing) {
-		return uid, false, err
+		return l, err
 	}
-	if err == nil {
-		if uid, err = uuid.Parse(string(o.GetUID())); err != nil {
-			return uid, false, fmt.Errorf("reading the uid of saga %s: %w", ref, err)
+	if err == nil && (wanted == "" || sameUID(wanted, string(o.GetUID()))) {
+		if l.uid, err = uuid.Parse(string(o.GetUID())); err != nil {
+			return l, fmt.Errorf("reading the uid of saga %s: %w", ref, err)
 		}
-		live = true
+		return located{uid: l.uid, live: true}, nil
 	}
-	if wanted != "" {
-		other, err := uuid.Parse(wanted)
-		return other, live && other == uid, err
-	}
-	if live {
-		return uid, true, nil
-	}
-	uid, err = h.history.last(ctx, ref)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return uid, false, noSaga(ref)
-	}
+	current, err := h.namespaceUID(ctx, ref.Namespace)
 	if err != nil {
-		return uid, false, fromDatabase(fmt.Sprintf("looking for the history of saga %s", ref), err)
+		return l, err
 	}
-	return uid, false, nil
+	uid, in, err := h.history.find(ctx, ref, wanted, current)
+	if err == nil && (in == "" || in != current) {
+		var anywhere bool
+		if anywhere, err = h.allowedEverywhere(ctx, ref.needs("get")); err == nil && !anywhere {
+			err = pgx.ErrNoRows
+		}
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return l, err
+		}
+	}
+	switch {
+	case errors.Is(err, pgx.ErrNoRows) && wanted == "":
+		return l, noSaga(ref)
+	case errors.Is(err, pgx.ErrNoRows):
+		return l, noHistory(ref, uuid.MustParse(wanted)) // it was validated
+	case err != nil:
+		return l, fromDatabase(fmt.Sprintf("looking for the history of saga %s", ref), err)
+	}
+	return located{uid: uid}, nil
 }
 
 // history reads the read model. Every statement has namespace and name in it: a uid alone opens nothing.
@@ -155,9 +175,16 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 	return e, err
 }
 
-// last is the uid of the saga that had a name last.
-func (r history) last(ctx context.Context, ref Ref) (uid uuid.UUID, err error) {
-	err = r.pool.QueryRow(ctx, `SELECT uid FROM saga_history WHERE namespace = $1 AND name = $2 AND version = 1 ORDER BY at DESC, uid DESC LIMIT 1`,
-		ref.Namespace, ref.Name).Scan(&uid)
-	return uid, err
+// find returns a saga that had a name, by its uid if that is not empty, and the uid of its namespace. Of
+// several, a saga of the current namespace comes first, then the last one that started.
+func (r history) find(ctx context.Context, ref Ref, wanted, current string) (uid uuid.UUID, in string, err error) {
+	if wanted != "" {
+		err = r.pool.QueryRow(ctx, `SELECT uid, namespace_uid FROM saga_history WHERE uid = $1 AND namespace = $2 AND name = $3 ORDER BY version LIMIT 1`,
+			wanted, ref.Namespace, ref.Name).Scan(&uid, &in)
+		return uid, in, err
+	}
+	err = r.pool.QueryRow(ctx, `SELECT uid, namespace_uid FROM saga_history WHERE namespace = $1 AND name = $2 AND version = 1
+		ORDER BY namespace_uid = $3 DESC, at DESC, uid DESC LIMIT 1`,
+		ref.Namespace, ref.Name, current).Scan(&uid, &in)
+	return uid, in, err
 }

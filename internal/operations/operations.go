@@ -85,7 +85,7 @@ func New(o Options) (*Operations, error) {
 	h := &handlers{Options: o, history: history{o.Database}, signer: &signer{pool: o.Database}}
 	// Who may not send a command learns nothing of what became of an earlier one: authorization stands before the keys.
 	ops := &Operations{
-		Commands: cqrs.NewCommands(cqrs.Recover(o.Logger), metrics, cqrs.Validate(), authorize(o.Access), cqrs.Idempotent(o.Keys)),
+		Commands: cqrs.NewCommands(cqrs.Recover(o.Logger), metrics, cqrs.Validate(), authorize(o.Access), cqrs.Idempotent(namespacedKeys{o.Keys, o.Client})),
 		Queries:  cqrs.NewQueries(cqrs.Recover(o.Logger), metrics, cqrs.Validate(), authorize(o.Access)),
 	}
 	err = errors.Join(

@@ -107,7 +107,9 @@ type (
 		UID       string `json:"uid"`
 		Namespace string `json:"namespace"`
 		Name      string `json:"name"`
-		CreatedBy string `json:"createdBy,omitempty"`
+		// NamespaceUID is the uid of the namespace; empty in events of versions that did not record it.
+		NamespaceUID string `json:"namespaceUid,omitempty"`
+		CreatedBy    string `json:"createdBy,omitempty"`
 		// TraceParent is the W3C trace context that the saga belongs to; empty where it is a trace of its own.
 		TraceParent string `json:"traceParent,omitempty"`
 		// Labels are those of the saga's object. Sinks select by them.

@@ -19,7 +19,7 @@ func (d *decision) admit() {
 // start makes a state of what the first event froze.
 func (s *State) start(e SagaStarted) {
 	s.UID, s.Namespace, s.Name, s.CreatedBy, s.Labels = e.UID, e.Namespace, e.Name, e.CreatedBy, e.Labels
-	s.Phase, s.TraceParent = Running, e.TraceParent
+	s.Phase, s.TraceParent, s.NamespaceUID = Running, e.TraceParent, e.NamespaceUID
 	s.StartedAt, s.DeadlineAt = e.DecidedAt(), e.DeadlineAt
 	s.Definition, s.Input = e.Definition, e.Input
 	s.Steps = make([]StepState, len(e.Definition.Steps))

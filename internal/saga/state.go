@@ -77,6 +77,8 @@ type State struct {
 	Definition Definition      `json:"-"`
 	Input      json.RawMessage `json:"-"`
 	CreatedBy  string          `json:"createdBy,omitempty"`
+	// NamespaceUID is the uid of the saga's namespace; empty if it was not recorded.
+	NamespaceUID string `json:"namespaceUid,omitempty"`
 	// TraceParent is the W3C trace context that the saga belongs to; empty where it is a trace of its own.
 	TraceParent string `json:"traceParent,omitempty"`
 	// Labels are those that the saga had when it started.
@@ -86,7 +88,7 @@ type State struct {
 // ForRow returns the part of the state that is stored in the saga's row. The code that takes replies reads it there. Everything
 // else is read from the stream.
 func (s State) ForRow() State {
-	row := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, Name: s.Name, Phase: s.Phase, Needs: s.Needs, Abandoned: s.Abandoned}
+	row := State{Version: s.Version, UID: s.UID, Namespace: s.Namespace, NamespaceUID: s.NamespaceUID, Name: s.Name, Phase: s.Phase, Needs: s.Needs, Abandoned: s.Abandoned}
 	for i := range s.Steps {
 		step := &s.Steps[i]
 		if do, undo := step.Do.forRow(), step.Compensation.forRow(); do != undo || do != (EffectState{}) {

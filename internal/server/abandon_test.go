@@ -43,13 +43,13 @@ func (a *fakeAbandoner) Abandon(_ context.Context, k engine.Key, how engine.Aban
 	return saga.State{Phase: saga.Abandoned}, a.fail
 }
 
-func (a *fakeAbandoner) Recorded(context.Context, uuid.UUID) (engine.Key, error) {
+func (a *fakeAbandoner) Recorded(context.Context, uuid.UUID) (engine.Key, string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.fail != nil {
-		return engine.Key{}, a.fail
+		return engine.Key{}, "", a.fail
 	}
-	return engine.Key{}, engine.ErrNotStarted
+	return engine.Key{}, "", engine.ErrNotStarted
 }
 
 func (a *fakeAbandoner) failWith(err error) {
@@ -73,7 +73,8 @@ func (r *rig) record(uid, ns, name string, more ...string) {
 	r.Helper()
 	effect := saga.Effect{Kind: "http", With: json.RawMessage(`{}`), Retry: saga.Retry{MaxAttempts: 3}, AttemptTimeout: time.Minute}
 	undo := effect
-	started := saga.SagaStarted{At: at(0), UID: uid, Namespace: ns, Name: name}
+	in := r.namespaceUID(ns)
+	started := saga.SagaStarted{At: at(0), UID: uid, Namespace: ns, NamespaceUID: in, Name: name}
 	started.Definition = saga.Definition{Steps: []saga.Step{{Name: "reserve", Do: effect, Compensation: &undo}, {Name: "ship", DependsOn: []string{"reserve"}, Do: effect}}}
 	var events []eventstore.Event
 	for _, e := range []saga.Event{started, attempted(1)} {
@@ -84,7 +85,7 @@ func (r *rig) record(uid, ns, name string, more ...string) {
 	for _, kind := range more {
 		events = append(events, eventstore.Event{ID: uuid.Must(uuid.NewV7()), Type: kind, SchemaVersion: 1, Data: json.RawMessage(`{}`)})
 	}
-	row := eventstore.SagaState{UID: uuid.MustParse(uid), Namespace: ns, Name: name, Phase: "Running", Version: int64(len(events)), State: json.RawMessage(`{}`)}
+	row := eventstore.SagaState{UID: uuid.MustParse(uid), Namespace: ns, Name: name, Phase: "Running", Version: int64(len(events)), State: fmt.Appendf(nil, `{"namespaceUid":%q}`, in)}
 	_, err := r.store.Append(context.Background(), eventstore.Append{Stream: engine.StreamOf(uid), Events: events, State: &row})
 	r.ok(err)
 }

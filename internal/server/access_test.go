@@ -260,7 +260,7 @@ func TestWhatHappensInAnotherNamespaceIsNotReadByItsUID(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	secret := uuid.NewString()
-	r.shown(r.happened(secret, sagaStarted(secret, "elsewhere", "order-1"), attempted(1)))
+	r.shown(r.happened(secret, r.sagaStarted(secret, "elsewhere", "order-1"), attempted(1)))
 	token := r.editor()
 	r.create(token, "order-1")
 	for _, name := range []string{"order-1", "order-2"} {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
@@ -32,7 +33,7 @@ func between(armed *atomic.Bool, f interceptor.Funcs) setup {
 		var once interceptor.Funcs
 		if f.Get != nil {
 			once.Get = func(ctx context.Context, c client.WithWatch, k client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
-				if armed.CompareAndSwap(true, false) {
+				if _, namespace := obj.(*metav1.PartialObjectMetadata); !namespace && armed.CompareAndSwap(true, false) {
 					return f.Get(ctx, c, k, obj, opts...)
 				}
 				return c.Get(ctx, k, obj, opts...)

@@ -47,7 +47,7 @@ func TestTheHistoryIsReadPageByPage(t *testing.T) {
 	}
 	uid := string(s.UID)
 	failed := saga.AttemptFailed{At: at(2), Attempt: saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: 1}, Outcome: saga.Retryable, Reason: "busy", Message: "503", Next: saga.NextRetry, RetryAt: at(3).At}
-	r.shown(r.happened(uid, sagaStarted(uid, r.ns, "order-1"), attempted(1), failed, attempted(2), saga.SagaCompleted{At: at(5)}))
+	r.shown(r.happened(uid, r.sagaStarted(uid, r.ns, "order-1"), attempted(1), failed, attempted(2), saga.SagaCompleted{At: at(5)}))
 	first := r.history(token, "order-1", "limit=3")
 	if !cmp.Equal(versions(first), []int64{1, 2, 3}) || first.Next != 3 || !first.Finished {
 		t.Errorf("the first page: %+v", first)
@@ -71,8 +71,8 @@ func TestTheHistoryOfASagaThatIsGoneCanBeRead(t *testing.T) {
 	r := newRig(t)
 	token := r.editor()
 	first, second := uuid.NewString(), uuid.NewString()
-	r.shown(r.happened(first, sagaStarted(first, r.ns, "order-1"), saga.SagaCompleted{At: at(1)}))
-	later := sagaStarted(second, r.ns, "order-1").(saga.SagaStarted)
+	r.shown(r.happened(first, r.sagaStarted(first, r.ns, "order-1"), saga.SagaCompleted{At: at(1)}))
+	later := r.sagaStarted(second, r.ns, "order-1").(saga.SagaStarted)
 	later.At = at(100)
 	r.shown(r.happened(second, later))
 	if p := r.history(token, "order-1", ""); p.UID != second || p.Finished {
@@ -176,7 +176,7 @@ func TestWhoFollowsGetsEachEventOnceAcrossReconnects(t *testing.T) {
 	uid := string(s.UID)
 	const events = 60
 	go func() {
-		r.happened(uid, sagaStarted(uid, r.ns, "order-1"))
+		r.happened(uid, r.sagaStarted(uid, r.ns, "order-1"))
 		for i := range events - 2 {
 			r.happened(uid, attempted(i+1))
 		}
@@ -283,7 +283,7 @@ func TestWhoLosesTheRightStopsFollowing(t *testing.T) {
 	})
 	token := r.editor()
 	s := r.create(token, "order-1")
-	r.happened(string(s.UID), sagaStarted(string(s.UID), r.ns, "order-1"))
+	r.happened(string(s.UID), r.sagaStarted(string(s.UID), r.ns, "order-1"))
 	f := r.follow(token, "order-1", "")
 	for e, ok := f.next(); e.event != "SagaStarted"; e, ok = f.next() {
 		if !ok {

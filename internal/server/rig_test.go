@@ -361,10 +361,6 @@ var began = time.Date(2030, 5, 6, 12, 0, 0, 0, time.UTC)
 
 func at(n int) saga.At { return saga.At{At: began.Add(time.Duration(n) * time.Second)} }
 
-func sagaStarted(uid, ns, name string) saga.Event {
-	return saga.SagaStarted{At: at(0), UID: uid, Namespace: ns, Name: name, CreatedBy: "ada"}
-}
-
 func attempted(n int) saga.Event {
 	return saga.AttemptStarted{At: at(n), Attempt: saga.Attempt{EffectID: saga.EffectID{Step: "reserve", Direction: saga.Action}, Number: n}}
 }

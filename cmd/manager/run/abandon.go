@@ -66,7 +66,7 @@ func abandon(ctx context.Context, c Config, asked abandonRequest, out io.Writer)
 	if err != nil {
 		return err
 	}
-	key, err := machine.Recorded(ctx, asked.uid)
+	key, _, err := machine.Recorded(ctx, asked.uid)
 	if errors.Is(err, engine.ErrNotStarted) {
 		return fmt.Errorf("the database has no saga with the uid %s: check the uid, and that DATABASE_URL is the database of the operator; "+
 			"if the saga has an object, delete it, or abandon the saga by the HTTP API if its status has a recordedVersion", asked.uid)

@@ -87,11 +87,11 @@ func or(s, otherwise string) string {
 func text[S ~string](s S) string { return strings.ReplaceAll(string(s), "\x00", "\uFFFD") }
 
 func started(ctx context.Context, tx *projection.Tx, e projection.Event[saga.SagaStarted]) error {
-	return tx.Queue(ctx, `INSERT INTO saga_history_rows (generation, uid, version, namespace, name, at, type, actor) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		tx.Generation(), uidOf(e.Recorded), e.Version, text(e.Fact.Namespace), text(e.Fact.Name), e.Fact.DecidedAt(), e.Type, text(e.Fact.CreatedBy))
+	return tx.Queue(ctx, `INSERT INTO saga_history_rows (generation, uid, version, namespace, name, at, type, actor, namespace_uid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		tx.Generation(), uidOf(e.Recorded), e.Version, text(e.Fact.Namespace), text(e.Fact.Name), e.Fact.DecidedAt(), e.Type, text(e.Fact.CreatedBy), text(e.Fact.NamespaceUID))
 }
 
-// note makes a handler that writes one row. Namespace and name stand in the first event only, so they come from its row; where a person has skipped that event, from the
+// note makes a handler that writes one row. Namespace, its uid and name stand in the first event only, so they come from its row; where a person has skipped that event, from the
 // saga's state row.
 func note[T saga.Event](row func(T) entry) projection.Handler {
 	return projection.For(decode, func(ctx context.Context, tx *projection.Tx, e projection.Event[T]) error {
@@ -101,8 +101,9 @@ func note[T saga.Event](row func(T) entry) projection.Handler {
 			retryAt = &r.retryAt
 		}
 		return tx.Queue(ctx, `INSERT INTO saga_history_rows
-				(generation, uid, version, namespace, name, at, type, step, direction, attempt, outcome, reason, message, actor, retry_at)
-			SELECT $1, $2, $3, coalesce(first.namespace, s.namespace, ''), coalesce(first.name, s.name, ''), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
+				(generation, uid, version, namespace, name, at, type, step, direction, attempt, outcome, reason, message, actor, retry_at, namespace_uid)
+			SELECT $1, $2, $3, coalesce(first.namespace, s.namespace, ''), coalesce(first.name, s.name, ''), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+				coalesce(first.namespace_uid, '')
 			FROM (SELECT 1) one LEFT JOIN saga_history_rows first ON first.generation = $1 AND first.uid = $2 AND first.version = 1
 				LEFT JOIN saga_state s ON s.uid = $2`,
 			tx.Generation(), uidOf(e.Recorded), e.Version, r.at, e.Type, text(r.step), text(r.direction), r.attempt, text(r.outcome), text(r.reason), text(r.message),

@@ -117,6 +117,20 @@ func (w *world) rows(sql string, args ...any) []string {
 	return all
 }
 
+func TestHistoryRowsCarryNamespaceUID(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	uid, older := uuid.NewString(), uuid.NewString()
+	first := saga.SagaStarted{At: at(0), UID: uid, Namespace: "shop", NamespaceUID: "in-shop", Name: "order-1"}
+	w.shows(w.record(uid, first, saga.AttemptStarted{At: at(1), Attempt: reserve(1)}))
+	w.shows(w.record(older, started(older, "order-2"), saga.AttemptStarted{At: at(1), Attempt: reserve(1)}))
+	for of, want := range map[string]string{uid: "in-shop", older: ""} {
+		if got := w.rows(`SELECT namespace_uid FROM saga_history WHERE uid = $1`, of); len(got) != 2 || got[0] != want || got[1] != want {
+			t.Errorf("the uids of the namespace are %q, want %q", got, want)
+		}
+	}
+}
+
 func TestTheHistoryTellsWhatHappenedInASaga(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
