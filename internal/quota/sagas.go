@@ -120,7 +120,8 @@ func (s *Sagas[K]) Ended(namespace string, k K) {
 	s.grantAndUnlock(namespace)
 }
 
-// Counted says that every unfinished saga has been counted once.
+// Counted says that every unfinished saga has been counted once. All that wait are woken: one that still
+// does not fit has another reason to wait now.
 func (s *Sagas[K]) Counted() {
 	s.mu.Lock()
 	if s.counted {
@@ -128,11 +129,18 @@ func (s *Sagas[K]) Counted() {
 		return
 	}
 	s.counted = true
-	all := make([]string, 0, len(s.namespaces))
-	for namespace := range s.namespaces {
+	all, waited := make([]string, 0, len(s.namespaces)), []K(nil)
+	for namespace, u := range s.namespaces {
 		all = append(all, namespace)
+		for e := u.waiting.Front(); e != nil; e = e.Next() {
+			waited = append(waited, e.Value.(waiter[K]).key)
+		}
 	}
-	s.grantAndUnlock(all...)
+	s.grant(all)
+	s.mu.Unlock()
+	for _, k := range waited {
+		s.wake(k)
+	}
 }
 
 // Reconsider has the sagas that wait in a namespace start if its limits allow them now.
@@ -154,7 +162,15 @@ func (s *Sagas[K]) Waiting() int {
 
 // grantAndUnlock admits waiting sagas as far as they fit, unlocks s.mu, and wakes them.
 func (s *Sagas[K]) grantAndUnlock(namespaces ...string) {
-	var granted []K
+	granted := s.grant(namespaces)
+	s.mu.Unlock()
+	for _, k := range granted {
+		s.wake(k)
+	}
+}
+
+// grant admits waiting sagas as far as they fit. s.mu is held.
+func (s *Sagas[K]) grant(namespaces []string) (granted []K) {
 	for _, namespace := range namespaces {
 		u := s.namespaces[namespace]
 		if u == nil {
@@ -175,10 +191,7 @@ func (s *Sagas[K]) grantAndUnlock(namespaces ...string) {
 		}
 		s.tidy(namespace, u)
 	}
-	s.mu.Unlock()
-	for _, k := range granted {
-		s.wake(k)
-	}
+	return granted
 }
 
 func (s *Sagas[K]) of(namespace string) *usage[K] {

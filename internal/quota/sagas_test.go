@@ -97,7 +97,9 @@ func TestSagasWaitUntilTheyAreCounted(t *testing.T) {
 	d.Ended("b", "unknown")
 	d.expectWoken(t)
 	d.Counted()
-	d.expectWoken(t, "new1")
+	d.expectWoken(t, "new1", "new2") // the second one waits for the quota now, and its status has to say so
+	d.expect(t, "a", "new1", 1, quota.Admitted)
+	d.expect(t, "a", "new2", 1, quota.Full)
 	d.Counted()
 	d.expectWoken(t)
 }
