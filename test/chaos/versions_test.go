@@ -26,7 +26,7 @@ import (
 
 // versionBefore is the commit that stands for the version before this one. Each release moves it to the
 // release before, and only a change of what is stored that is made on purpose moves it otherwise.
-const versionBefore = "11dd7a0a440f48b6179bc53c547cb468932056b3"
+const versionBefore = "3cc9ded48d0d278fa412e31b29cf803ad89bd97e"
 
 // before is the binary of the version before.
 const before = "manager-before"
