@@ -7,6 +7,10 @@ const (
 	TraceParentAnnotation = "saga.vextrus.io/traceparent"
 	// CreatedByAnnotation holds the name of the user who created the object.
 	CreatedByAnnotation = "saga.vextrus.io/created-by"
+	// ChangedByAnnotation holds the name of the user who last changed the object's spec. For a change
+	// through the operator's HTTP API that is the caller of the API. It is set only in clusters with
+	// the admission policies of config/admission.
+	ChangedByAnnotation = "saga.vextrus.io/changed-by"
 )
 
 // The annotations by which an administrator sets the quotas of a Namespace, in the place of those that the

@@ -315,6 +315,38 @@ func TestCreatedByPolicyRefusesForgery(t *testing.T) {
 	}
 }
 
+// TestPolicyRefusesForgedChanger runs without the mutating policies, too.
+func TestPolicyRefusesForgedChanger(t *testing.T) {
+	r := newRig(t)
+	r.awaitPolicy(false)
+	r.install()
+	r.awaitPolicy(true)
+	forged := saga("")
+	forged.Annotations = map[string]string{v1.ChangedByAnnotation: "grace"}
+	if err := r.admin.Create(t.Context(), forged); !apierrors.IsForbidden(err) {
+		t.Errorf("the administrator creates a saga that grace has changed: %v", err)
+	}
+	o := saga("")
+	r.ok(r.admin.Create(t.Context(), o))
+	operator := connect(t, r.account("saga-system", "saga-operator"))
+	for _, c := range []struct {
+		kube    client.Client
+		changer string
+		allowed bool
+	}{
+		{r.admin, `"grace"`, false}, {r.admin, `"admin"`, true}, {operator, `"ada"`, true},
+		{r.admin, `"ada"`, true}, // as it is
+		{r.admin, `"grace"`, false}, {r.admin, "null", true},
+	} {
+		patch := fmt.Sprintf(`{"metadata":{"annotations":{"saga.vextrus.io/changed-by":%s}}}`, c.changer)
+		err := c.kube.Patch(t.Context(), o.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(patch)))
+		if c.allowed != (err == nil) || !c.allowed && !apierrors.IsForbidden(err) {
+			t.Errorf("as the operator %t: %s: %v", c.kube == operator, patch, err)
+		}
+	}
+	r.ok(r.admin.Delete(t.Context(), o))
+}
+
 // update checks that the creator of a saga cannot be changed, and that other fields can.
 func (r *rig) update(kube client.Client, who string, o *v1.Saga, creator string) {
 	r.Helper()

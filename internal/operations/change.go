@@ -53,10 +53,10 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	case is == value:
 		return encode(o)
 	}
-	// The uid has the API server refuse a saga of the same name that has been created in the meantime.
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": o.GetUID()}, "spec": map[string]any{field: value}})
+	who, _ := CallerOf(ctx)
+	patch, err := patchOf(o, who, field, value)
 	if err != nil {
-		return Object{}, fmt.Errorf("encoding a change: %w", err)
+		return Object{}, err
 	}
 	err = h.Client.Patch(ctx, o, client.RawPatch(types.MergePatchType, patch), fieldOwner)
 	switch {
@@ -67,9 +67,21 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	case err != nil:
 		return Object{}, fromAPIServer(fmt.Sprintf("setting spec.%s of saga %s", field, ref), err)
 	}
-	who, _ := CallerOf(ctx)
 	h.Logger.InfoContext(ctx, "a saga was changed through the API", "saga", ref.String(), "uid", o.GetUID(), "field", field, "value", value, "user", who.Name)
 	return encode(o)
+}
+
+// patchOf returns the merge patch that sets a field of a saga's spec for a caller. With the uid in it
+// the API server refuses the patch if another saga of the same name has been created in the meantime.
+func patchOf(o *document, who Caller, field string, value bool) ([]byte, error) {
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": o.GetUID(), "annotations": map[string]string{v1.ChangedByAnnotation: who.Name}},
+		"spec":     map[string]any{field: value},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encoding a change: %w", err)
+	}
+	return patch, nil
 }
 
 // ofAnother reports whether the API server refuses a change because the object that has the name is another: it takes the uid for a field that was to be changed, and cannot be.

@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 var manifests = []string{
 	"default/namespace.yaml", "rbac/service_account.yaml", "rbac/role.yaml", "rbac/saga_viewer_role.yaml", "rbac/saga_editor_role.yaml", "rbac/saga_decider_role.yaml",
 	"rbac/saga_abandoner_role.yaml",
-	"admission/creation_policy.yaml", "admission/created_by_policy.yaml",
+	"admission/creation_policy.yaml", "admission/change_policy.yaml", "admission/created_by_policy.yaml",
 }
 
 func kubernetes(t testing.TB) *cluster.Cluster {
