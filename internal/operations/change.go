@@ -58,7 +58,11 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	if err != nil {
 		return Object{}, err
 	}
-	err = h.Client.Patch(ctx, o, client.RawPatch(types.MergePatchType, patch), fieldOwner)
+	as, err := h.onBehalf(ctx)
+	if err != nil {
+		return Object{}, err
+	}
+	err = h.Client.Patch(as, o, client.RawPatch(types.MergePatchType, patch), fieldOwner)
 	switch {
 	case apierrors.IsNotFound(err):
 		return Object{}, noSaga(ref)

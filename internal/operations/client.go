@@ -27,7 +27,7 @@ func NewClient(config *rest.Config, transport *http.Client) (client.Client, erro
 		}
 	}
 	metered := *transport
-	metered.Transport = meteredTransport{transport.Transport}
+	metered.Transport = impersonatingTransport{meteredTransport{transport.Transport}}
 	transport = &metered
 	c, err := client.New(config, client.Options{Scheme: scheme, HTTPClient: transport, FieldValidation: metav1.FieldValidationStrict})
 	if err != nil {

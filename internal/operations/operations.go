@@ -31,6 +31,9 @@ type Callbacks interface {
 type Options struct {
 	// Client talks to the API server itself, not to a cache, and has it validate fields strictly: see NewClient. It acts with the operator's own rights.
 	Client client.Client
+	// Impersonate has sagas written with the identity of the caller, by the cluster's constrained
+	// impersonation. Client is one of NewClient then.
+	Impersonate bool
 	// Access decides who may do what.
 	Access Access
 	// Database has the history of sagas.

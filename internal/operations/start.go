@@ -21,7 +21,7 @@ import (
 // fieldOwner is who manages the fields of the objects that are written here.
 const fieldOwner = client.FieldOwner("saga-operator-api")
 
-// start creates the object. The operator's own rights are used, and the annotation says for whom; the cluster's policies let nobody else do so.
+// start creates the object. If the operator's own rights are used, the annotation says for whom; the cluster's policies let nobody else do so.
 func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	noteCarriedOut(ctx)
 	who, _ := CallerOf(ctx)
@@ -42,7 +42,11 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 		return Object{}, err
 	}
 	name := o.GetName()
-	err = h.Client.Create(ctx, o, fieldOwner)
+	as, err := h.onBehalf(ctx)
+	if err != nil {
+		return Object{}, err
+	}
+	err = h.Client.Create(as, o, fieldOwner)
 	switch {
 	case apierrors.IsAlreadyExists(err):
 		return h.again(ctx, c, doing, name, m, key)

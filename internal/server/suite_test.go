@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 // manifests are what an administrator installs.
 var manifests = []string{
 	"default/namespace.yaml", "rbac/service_account.yaml", "rbac/role.yaml", "rbac/saga_viewer_role.yaml", "rbac/saga_editor_role.yaml", "rbac/saga_decider_role.yaml",
-	"rbac/saga_abandoner_role.yaml",
+	"rbac/saga_abandoner_role.yaml", "rbac/impersonator_role.yaml",
 	"admission/creation_policy.yaml", "admission/change_policy.yaml", "admission/created_by_policy.yaml",
 }
 

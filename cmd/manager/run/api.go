@@ -24,6 +24,7 @@ type apiConfig struct {
 	CertFile, KeyFile string
 	Audiences         list
 	InsecureHTTP      bool
+	Impersonate       bool
 	UserRate          float64
 	KeptBytes         int64
 	MemoryBytes       int64
@@ -69,7 +70,7 @@ func wireAPI(c Config, log *slog.Logger, mgr manager.Manager, pool *pgxpool.Pool
 	keys := idempotency.NewPostgres(pool, idempotency.Options{Lease: apiLease, RealmBytes: c.API.KeptBytes, Clock: tokens.Clock})
 	ops, err := operations.New(operations.Options{
 		Client: kube, Access: operations.ClusterAccess{Client: kube}, Database: pool, Keys: keys, Decider: machine, Abandoner: machine, Callbacks: tokens,
-		Watches: c.watches, Logger: log, Metrics: metrics.Registry,
+		Watches: c.watches, Logger: log, Metrics: metrics.Registry, Impersonate: c.API.Impersonate,
 	})
 	if err != nil {
 		return err

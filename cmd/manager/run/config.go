@@ -152,6 +152,7 @@ func (c *Config) bind(fs *flag.FlagSet) {
 	fs.Float64Var(&c.API.UserRate, "api-user-rate", 50, "requests to the API that one user may make per second, after a burst of twice as many")
 	fs.Int64Var(&c.API.KeptBytes, "api-kept-bytes", 256<<20, "`bytes` of answers that are kept for 24 hours for one user's idempotency keys in one namespace; new keys are refused beyond")
 	fs.Int64Var(&c.API.MemoryBytes, "api-memory-bytes", 96<<20, "`bytes` that requests to the API take in memory together; half of what others leave is for one tenant")
+	fs.BoolVar(&c.API.Impersonate, "api-impersonate", false, "write sagas in the name and with the rights of the API's users, by the constrained impersonation of Kubernetes 1.36 and newer; needs the ClusterRole saga-impersonator")
 	fs.BoolVar(&c.API.InsecureHTTP, "api-insecure-http", false, "serve the API without TLS, on a loopback address only")
 
 	fs.StringVar(&c.HealthAddress, "health-address", ":8081", "`address` of /healthz and /readyz; 0 for none")
