@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -143,20 +145,125 @@ func TestAForgedCallbackChangesNothing(t *testing.T) {
 	}
 }
 
+// besides is a saga with two steps beside each other, whose actions and compensations are all
+// answered by callback, and one after them that is rejected.
+func besides() *saga.Definition {
+	def := definition("pay", "ship", "book")
+	def.Steps[1].DependsOn, def.Steps[2].DependsOn = nil, []string{"pay", "ship"}
+	return def
+}
+
+// issues waits for the tokens of an effect of both parallel steps.
+func issues(t *testing.T, tokens <-chan issued, dir saga.Direction) map[string]issued {
+	t.Helper()
+	all := map[string]issued{}
+	for len(all) < 2 {
+		select {
+		case i := <-tokens:
+			if i.call.Attempt.Direction != dir {
+				t.Fatalf("%s asks for a callback", i.call.Attempt)
+			}
+			all[i.call.Attempt.Step] = i
+		case <-time.After(patience):
+			t.Fatalf("no tokens of the %ss", dir)
+		}
+	}
+	return all
+}
+
+// answersAre checks which effects of a saga have been answered, each by what it says of itself.
+func answersAre(t *testing.T, store eventstore.Store, uid string, want ...string) {
+	t.Helper()
+	all, err := store.Answers(t.Context(), uuid.MustParse(uid), eventstore.MaxAnswerBytes, "pay", "ship", "book")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]string, len(all))
+	for i := range all {
+		got[i] = all[i].Step + " " + all[i].Direction + " " + string(all[i].Response)
+	}
+	for i, effect := range want {
+		want[i] = effect + ` {"body":{"id":"p-1"},"headers":{},"status":200}`
+	}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		t.Errorf("the answers are %q, want %q", got, want)
+	}
+}
+
+// TestACallbackAnswersItsOwnSagaStepAndDirectionOnly has everything answered with the same words,
+// so that nothing but the token tells one answer from another.
 func TestACallbackAnswersItsOwnSagaStepAndDirectionOnly(t *testing.T) {
 	t.Parallel()
 	store := memory.New()
 	c := &Callbacks{Store: store}
-	_, one, i := answering(t, store, c)
-	_, two, _ := answering(t, store, c)
-	answered(t, c, i.token, paid("p-1"), nil)
-	if got, err := store.Answers(t.Context(), uuid.MustParse(two.UID), eventstore.MaxAnswerBytes, "pay"); err != nil || len(got) != 0 {
-		t.Errorf("the other saga has %v, %v", got, err)
+	tokens := make(chan issued, 4)
+	p := &scripted{do: func(_ context.Context, call participant.Call) participant.Result {
+		if call.Attempt.Step == "book" {
+			return participant.Result{Kind: saga.Rejected, Author: saga.AuthorParticipant}
+		}
+		token, err := c.Issue(context.Background(), call, agreed)
+		if err != nil {
+			t.Error(err)
+		}
+		tokens <- issued{call, token}
+		return participant.Result{Accepted: true, AnswerWithin: agreed}
+	}}
+	b := newBench(t, store, p, start(besides()))
+	k, other := newKey(t), newKey(t)
+	// advance goes on until all that was called has been recorded, and returns how the two effects stand.
+	advance := func(k Key, dir saga.Direction) (pay, ship saga.EffectStatus) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; runtime.Gosched() {
+			r, err := b.engine.Advance(t.Context(), k, b.obs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pay, ship = r.State.Step("pay").Effect(dir).Status, r.State.Step("ship").Effect(dir).Status
+			if pay != saga.InProgress && ship != saga.InProgress || time.Now().After(deadline) {
+				return pay, ship
+			}
+		}
 	}
-	got, err := store.Answers(t.Context(), uuid.MustParse(one.UID), eventstore.MaxAnswerBytes, "pay")
-	if err != nil || len(got) != 1 || got[0].Step != "pay" || got[0].Direction != string(saga.Action) {
-		t.Errorf("the saga has %v, %v", got, err)
+	t.Cleanup(func() { _ = b.engine.Shutdown(context.Background()) })
+	are := func(k Key, dir saga.Direction, wantPay, wantShip saga.EffectStatus) {
+		t.Helper()
+		if pay, ship := advance(k, dir); pay != wantPay || ship != wantShip {
+			t.Fatalf("the %s of pay is %s and that of ship %s, want %s and %s", dir, pay, ship, wantPay, wantShip)
+		}
 	}
+	are(other, saga.Action, saga.Accepted, saga.Accepted)
+	issues(t, tokens, saga.Action)
+	are(k, saga.Action, saga.Accepted, saga.Accepted)
+	actions := issues(t, tokens, saga.Action)
+
+	answered(t, c, actions["ship"].token, paid("p-1"), nil)
+	answersAre(t, store, k.UID, "ship action")
+	are(k, saga.Action, saga.Accepted, saga.Done)
+	answered(t, c, actions["pay"].token, paid("p-1"), nil)
+	answersAre(t, store, k.UID, "pay action", "ship action")
+	are(k, saga.Action, saga.Done, saga.Done)
+
+	// The rollback finds the answers to the actions, which say nothing of it.
+	compensations := rolledBack(t, b, k, tokens)
+	are(k, saga.Compensation, saga.Accepted, saga.Accepted)
+	answered(t, c, actions["pay"].token, paid("p-1"), nil) // which was said before
+	are(k, saga.Compensation, saga.Accepted, saga.Accepted)
+	answered(t, c, compensations["ship"].token, paid("p-1"), nil)
+	answersAre(t, store, k.UID, "pay action", "ship action", "ship compensation")
+	are(k, saga.Compensation, saga.Accepted, saga.Done)
+	answersAre(t, store, other.UID)
+	are(other, saga.Action, saga.Accepted, saga.Accepted)
+}
+
+// rolledBack advances a saga until both its compensations have their tokens.
+func rolledBack(t *testing.T, b *bench, k Key, tokens <-chan issued) map[string]issued {
+	t.Helper()
+	for deadline := time.Now().Add(patience); len(tokens) < 2 && !time.Now().After(deadline); runtime.Gosched() {
+		if _, err := b.engine.Advance(t.Context(), k, b.obs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return issues(t, tokens, saga.Compensation)
 }
 
 func TestACallbackIsOfNoUseAfterItsEnd(t *testing.T) {

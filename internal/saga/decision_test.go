@@ -93,6 +93,25 @@ func TestAPersonTakesAParkedStepForUndoneOrLetsItBe(t *testing.T) {
 	}
 }
 
+// TestVerdictIsAboutItsStepOnly has two compensations fail: what a person says of one leaves the
+// other undone.
+func TestVerdictIsAboutItsStepOnly(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", undo()), step("b", undo()), step("c", after("a", "b"))}})
+	h.ends("a", Action, Succeeded)
+	h.ends("b", Action, Succeeded)
+	h.ends("c", Action, Rejected)
+	h.ends("a", Compensation, Rejected)
+	h.ends("b", Compensation, Rejected)
+	h.decided(Decision{Step: "b", Verdict: MarkedCompensated, By: "ann"})
+	if a, b := h.state.Step("a").Compensation.Status, h.state.Step("b").Compensation.Status; a != Parked || b != Done {
+		t.Errorf("the compensation of a is %s and that of b %s", a, b)
+	}
+	h.phaseIs(CompensationFailed)
+	h.decided(Decision{Step: "a", Verdict: Retried, By: "ann"})
+	h.inFlightAre("a/compensation")
+}
+
 func TestADecisionThatCannotBeTakenSaysWhy(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -214,6 +214,25 @@ func TestForgottenKeyIsNotSentAgainAfterAnOutage(t *testing.T) {
 	}
 }
 
+// TestKeyAgesFromItsFirstAttempt has attempts repeated for as long as participants remember keys:
+// each of them was sent a short while before the next, and the first may have been forgotten all
+// the same.
+func TestKeyAgesFromItsFirstAttempt(t *testing.T) {
+	t.Parallel()
+	h := begin(t, Definition{Steps: []Step{step("a", undo(), attempts(9))}})
+	h.in.KeyRetention = time.Hour
+	h.now = h.now.Add(50 * time.Minute)
+	h.ends("a", Action, Retryable)
+	h.wake() // the second attempt
+	h.ends("a", Action, Unknown)
+	h.now = t0.Add(time.Hour)
+	h.decide()
+	if f := h.state.Failure; f == nil || f.Reason != ReasonKeyExpired {
+		t.Fatalf("after an hour the failure is %+v, and under way are %v", f, h.plan.InFlight(h.state))
+	}
+	h.inFlightAre("a/compensation")
+}
+
 // TestOldKeyIsSentAgainWithoutADoubt has every attempt say that nothing has happened.
 func TestOldKeyIsSentAgainWithoutADoubt(t *testing.T) {
 	t.Parallel()
