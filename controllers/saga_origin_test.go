@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -44,14 +45,22 @@ type namespaceReader struct {
 	created time.Time
 	uid     types.UID
 	err     error
+	gone    error // what it says of the saga
 }
 
-func (n namespaceReader) Get(_ context.Context, _ client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+func (n namespaceReader) Get(_ context.Context, key client.ObjectKey, o client.Object, _ ...client.GetOption) error {
 	switch o := o.(type) {
 	case *metav1.PartialObjectMetadata:
+		if key != (client.ObjectKey{Name: "shop"}) {
+			return fmt.Errorf("%s is asked for, and not the saga's namespace", key)
+		}
 		o.UID, o.CreationTimestamp = "namespace", metav1.NewTime(n.created)
 	case *v1.Saga:
+		if key != (client.ObjectKey{Namespace: "shop", Name: "order"}) {
+			return fmt.Errorf("%s is asked for, and not the saga", key)
+		}
 		o.UID = n.uid
+		return n.gone
 	}
 	return n.err
 }
@@ -60,6 +69,7 @@ func TestSagaBelongsToOlderNamespaceOnly(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_900_000_000, 0)
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "shop", errors.New("no right"))
+	gone := apierrors.NewNotFound(schema.GroupResource{Resource: "sagas"}, "order")
 	for what, test := range map[string]struct {
 		kube  namespaceReader
 		fails string // a part of the error; empty for success
@@ -68,6 +78,7 @@ func TestSagaBelongsToOlderNamespaceOnly(t *testing.T) {
 		"a younger namespace":                       {kube: namespaceReader{created: now.Add(time.Second)}, fails: "younger"},
 		"the same second":                           {kube: namespaceReader{created: now, uid: "saga"}},
 		"the same second, another saga of its name": {kube: namespaceReader{created: now, uid: "other"}, fails: "another saga"},
+		"the same second, the saga is gone":         {kube: namespaceReader{created: now, uid: "saga", gone: gone}, fails: "looking for saga shop/order"},
 		"no right":                                  {kube: namespaceReader{err: forbidden}, fails: "ClusterRole"},
 	} {
 		o := &v1.Saga{}

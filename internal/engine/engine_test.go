@@ -88,6 +88,47 @@ func TestTheIntentIsCommittedBeforeTheParticipantIsCalled(t *testing.T) {
 	}
 }
 
+// gated is a store whose appends wait until it is opened.
+type gated struct {
+	eventstore.Store
+	open chan struct{}
+}
+
+func (g gated) Append(ctx context.Context, a eventstore.Append) (eventstore.Appended, error) {
+	<-g.open
+	return g.Store.Append(ctx, a)
+}
+
+// TestNobodyIsCalledBeforeTheIntentIsCommitted holds the append up for as long as anything else can
+// go on.
+func TestNobodyIsCalledBeforeTheIntentIsCommitted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, p := gated{memory.New(), make(chan struct{})}, &scripted{}
+		b := newBench(t, store, p, Observation{})
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.engine.Advance(t.Context(), newKey(t), start(definition("a")))
+			done <- err
+		}()
+		synctest.Wait()
+		if n := len(p.seen()); n != 0 {
+			t.Errorf("the participant was called %d times before anything was recorded", n)
+		}
+		close(store.open)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if n := len(p.seen()); n != 1 {
+			t.Errorf("the participant was called %d times", n)
+		}
+		if err := b.engine.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAPanicInAParticipantIsAnUnknownOutcome(t *testing.T) {
 	t.Parallel()
 	store, k := memory.New(), newKey(t)

@@ -216,7 +216,7 @@ func TestAPartitionIsKeptForWhatWasCommittedInItAfterItWasRead(t *testing.T) {
 	r.readAll("false")
 	commit()
 	if _, dropped := r.maintain(size); dropped != 0 {
-		t.Errorf("%d partitions were dropped", dropped)
+		t.Fatalf("%d partitions were dropped", dropped)
 	}
 	r.arrivesLate()
 }

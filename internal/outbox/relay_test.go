@@ -133,6 +133,29 @@ func TestAKeyThatFailsWaitsWithItsFollowersWhileAllOthersGoOn(t *testing.T) {
 	r.await(p, keys*each+1)
 }
 
+// TestParkedKeyHoldsBackWhatIsReadLater has the next message of a key come when its first is parked
+// already.
+func TestParkedKeyHoldsBackWhatIsReadLater(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := &memory.Publisher{Sizes: outbox.Limits{Batch: 1, Parallel: 1}, Fault: func(_ context.Context, m *outbox.Message) error {
+		if m.Key == "a" && m.Sequence == 1 {
+			return outbox.Errorf(outbox.Failed, outbox.ReasonRefused, "not today")
+		}
+		return nil
+	}}
+	s := to(p)
+	s.Retry.MaxAttempts = 1_000_000
+	r.relay(outbox.Options{Shards: 1}, s)
+	r.commit(r.message("a"))
+	r.eventually("it is parked", func() bool { return len(r.parked(outbox.Selection{})) == 1 })
+	r.commit(r.message("a"), r.message("b"))
+	r.await(p, 1)
+	if m := p.Taken()[0]; m.Key != "b" {
+		t.Errorf("message %d of key %s was published, and the one before it was not", m.Sequence, m.Key)
+	}
+}
+
 func TestAPoisonMessageAmongManyKeysHoldsUpOnlyItsOwn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -396,6 +419,9 @@ func TestARelayThatIsStoppedInTheMiddleOfAPageGoesOnThere(t *testing.T) {
 	}
 	if got := len(p.Taken()); got != enough {
 		t.Fatalf("%d messages were published before the relay stopped, want %d", got, enough)
+	}
+	if backlog := r.status().Backlog; backlog < keys*each-enough {
+		t.Fatalf("%d messages wait after the stop, and %d were not published", backlog, keys*each-enough)
 	}
 	q := &memory.Publisher{}
 	r.relay(outbox.Options{}, to(q))

@@ -108,6 +108,29 @@ func TestACommitOfAnOwnerThatHasLostItsLeaseIsRefused(t *testing.T) {
 	})
 }
 
+// TestCheckpointMovesOnlyWithItsReadModel has a handler whose rows are refused when they are to be
+// committed.
+func TestCheckpointMovesOnlyWithItsReadModel(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.exec(`CREATE TABLE refused_rows (id integer REFERENCES refused_rows DEFERRABLE INITIALLY DEFERRED, of integer PRIMARY KEY)`)
+	late := projection.Define("late", 1, "account").Tables("seen_rows").On("Added", func(ctx context.Context, tx *projection.Tx, _ eventstore.Recorded) error {
+		_, err := tx.Exec(ctx, `INSERT INTO refused_rows VALUES (1, 2)`)
+		return err
+	})
+	r.append("account-1", 1)
+	r.run(projection.Options{}, late)
+	r.eventually("it stops", func() error {
+		if live := r.states("late")["live"]; live.Failure == nil {
+			return fmt.Errorf("it has not: %+v", live)
+		}
+		return nil
+	})
+	if live := r.states("late")["live"]; live.Handled != 0 || live.Checkpoint.Floor != 0 {
+		t.Errorf("the checkpoint has moved past an event whose rows were refused: %+v", live)
+	}
+}
+
 func TestAPoisonEventStopsOnlyItsProjection(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -29,6 +29,31 @@ func beginDrawn(t *testing.T, pool *pgxpool.Pool) pgx.Tx {
 	return tx
 }
 
+// TestReaderGetsWhatWasRunningWhenItLooked has an event with the lowest position be committed last.
+func TestReaderGetsWhatWasRunningWhenItLooked(t *testing.T) {
+	t.Parallel()
+	pool := open(t, throwaway.Database(t), nil)
+	store := storepg.New(pool)
+	late := beginDrawn(t, pool)
+	if _, err := storepg.AppendAll(t.Context(), late, []eventstore.Append{{Stream: "late-1", Events: []eventstore.Event{event()}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Append(t.Context(), eventstore.Append{Stream: "early-1", Events: []eventstore.Event{event()}}); err != nil {
+		t.Fatal(err)
+	}
+	first, err := store.ReadAll(t.Context(), eventstore.Checkpoint{}, eventstore.Filter{}, 10)
+	if err != nil || len(first.Events) != 1 || first.Events[0].Stream != "early-1" {
+		t.Fatalf("read %v, %v", first.Events, err)
+	}
+	if err := late.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second, err := store.ReadAll(t.Context(), first.Next, eventstore.Filter{}, 10)
+	if err != nil || len(second.Events) != 1 || second.Events[0].Stream != "late-1" {
+		t.Errorf("then read %v, %v: the event that was committed late is lost", second.Events, err)
+	}
+}
+
 // A snapshot ends at the last transaction that had ended: one that was running above that is not in its list.
 func TestATransactionThatRanAboveTheSnapshotsEndIsNotLost(t *testing.T) {
 	t.Parallel()

@@ -97,6 +97,49 @@ func TestAnAppendIsOneRoundTripAlsoForTheLoser(t *testing.T) {
 	}
 }
 
+// TestAppendAtAnOldVersionLoses takes both ways through the server's functions: events alone, and
+// with a state row.
+func TestAppendAtAnOldVersionLoses(t *testing.T) {
+	t.Parallel()
+	store := storepg.New(open(t, throwaway.Database(t), nil))
+	alone := func(expected int64) eventstore.Append {
+		return eventstore.Append{Stream: "s-1", Expected: expected, Events: []eventstore.Event{event(), event()}}
+	}
+	uid := uuid.New()
+	for name, next := range map[string]func(int64) eventstore.Append{
+		"events alone": alone, "with a state row": func(expected int64) eventstore.Append { return move("s-2", uid, expected) },
+	} {
+		for expected := int64(0); expected <= 4; expected += 2 {
+			if _, err := store.Append(t.Context(), next(expected)); err != nil {
+				t.Fatalf("%s at version %d: %v", name, expected, err)
+			}
+		}
+		for _, old := range []int64{2, 4} {
+			var wrong *eventstore.WrongVersionError
+			if _, err := store.Append(t.Context(), next(old)); !errors.As(err, &wrong) || wrong.Actual != 6 {
+				t.Errorf("%s at version %d, where the stream has 6: %v", name, old, err)
+			}
+		}
+	}
+}
+
+// TestCallbackStaysWithItsSaga has a token be put down once more, for another saga.
+func TestCallbackStaysWithItsSaga(t *testing.T) {
+	t.Parallel()
+	store := storepg.New(open(t, throwaway.Database(t), nil))
+	c := eventstore.Callback{TokenHash: [32]byte{1}, UID: uuid.New(), Step: "pay", Direction: "action", Attempt: 1, ExpiresAt: time.Now().Add(time.Hour)}
+	stolen := c
+	stolen.UID = uuid.New()
+	for _, put := range []eventstore.Callback{c, stolen} {
+		if err := store.PutCallback(t.Context(), put); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := store.Callback(t.Context(), c.TokenHash); err != nil || got.UID != c.UID {
+		t.Errorf("it is one of saga %s, %v; want %s", got.UID, err, c.UID)
+	}
+}
+
 func TestALoserBurnsNoPosition(t *testing.T) {
 	t.Parallel()
 	store := storepg.New(open(t, throwaway.Database(t), nil))
