@@ -1,5 +1,5 @@
 # The operator as one static binary in an image without a shell, run by nobody in particular.
-FROM golang:1.26 AS build
+FROM golang:1.26.10 AS build
 ARG VERSION=development
 WORKDIR /src
 COPY go.mod go.sum ./

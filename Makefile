@@ -82,6 +82,10 @@ fuzz: ## Run every fuzz target for FUZZTIME
 		grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$package"/*_test.go | sed 's/func //' | while read -r target; do \
 			echo "== $$package $$target"; $(GO) test "$$package" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME); done; done
 
+.PHONY: vulncheck
+vulncheck: $(TOOLS)/govulncheck ## Look for published vulnerabilities in the code that the operator calls
+	hack/vulncheck.sh $(TOOLS)/govulncheck ./cmd/... ./pkg/...
+
 .PHONY: bench
 bench: ## Measure the operator and its limits side by side; writes build/bench.json and the table in docs/benchmarks.md
 	KUBEBUILDER_ASSETS="$(ASSETS)" $(GO) run ./test/bench -docs docs/benchmarks.md
@@ -130,6 +134,9 @@ $(TOOLS)/kustomize: hack/tools/go.sum
 
 $(TOOLS)/golangci-lint: hack/tools/go.sum hack/tools/golangci-lint/main.go
 	cd hack/tools && $(GO) build -trimpath -ldflags '-s -w' -o $@ ./golangci-lint
+
+$(TOOLS)/govulncheck: hack/tools/go.sum
+	cd hack/tools && $(GO) build -trimpath -o $@ golang.org/x/vuln/cmd/govulncheck
 
 IMAGE ?= saga-operator:$(VERSION)
 .PHONY: docker-build

@@ -2,6 +2,8 @@ module github.com/vextrus/saga-operator
 
 go 1.26.0
 
+toolchain go1.26.10
+
 require (
 	cel.dev/cel-go v0.33.2
 	github.com/bojanz/currency v1.4.2

@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 
 fail() { echo "verify: $*" >&2; exit 1; }
 
+go=$(sed -n 's/^toolchain go//p' go.mod)
+grep -q "^FROM golang:$go " Dockerfile || fail "the Dockerfile builds with another Go than go.mod names: write FROM golang:$go"
 build=$(sed -n 's|^RUN \(.*go build .*\)-o /manager |\1-o "$tmp/manager" |p' Dockerfile)
 [[ -n "$build" ]] || fail "the Dockerfile has no line 'RUN … go build … -o /manager …' to try"
 tmp=$(mktemp -d)
