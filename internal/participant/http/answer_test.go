@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	nethttp "net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"testing"
@@ -231,6 +232,45 @@ func TestAnAnswerThatIsTooLargeCostsBoundedMemory(t *testing.T) {
 		_, _ = w.Write(zeros)
 	})
 	want(t, do(t, newParticipant(t, Options{}), post(s.URL)), saga.Rejected, "Conflict", "Conflict (409)")
+}
+
+// TestAnswerIsLimitedBeforeDecompression has an answer that is large only while it is compressed: gzip
+// members that hold nothing.
+func TestAnswerIsLimitedBeforeDecompression(t *testing.T) {
+	t.Parallel()
+	for members, ok := range map[int]bool{1: true, 100: false} {
+		r := do(t, newParticipant(t, Options{MaxAnswerBytes: 1000}), post(zipped(t, members, "").URL))
+		if (r.Kind == saga.Succeeded) != ok || !ok && r.Reason != "AnswerTooLarge" {
+			t.Errorf("%d members: %s %s", members, r.Kind, r.Reason)
+		}
+	}
+}
+
+func TestAnswerIsLimitedAfterDecompression(t *testing.T) {
+	t.Parallel()
+	for size, ok := range map[int]bool{1000: true, 1001: false, 100_000: false} {
+		r := do(t, newParticipant(t, Options{MaxAnswerBytes: 1000}), post(zipped(t, 1, strings.Repeat("a", size)).URL))
+		if (r.Kind == saga.Succeeded) != ok || !ok && r.Reason != "AnswerTooLarge" {
+			t.Errorf("%d bytes: %s %s", size, r.Kind, r.Reason)
+		}
+	}
+}
+
+// zipped is a server whose answer is a text, as the last of several gzip members.
+func zipped(t *testing.T, members int, text string) *httptest.Server {
+	t.Helper()
+	var body bytes.Buffer
+	for i := range members {
+		z := gzip.NewWriter(&body)
+		if i == members-1 {
+			_, _ = io.WriteString(z, text)
+		}
+		_ = z.Close()
+	}
+	return newServer(t, func(w nethttp.ResponseWriter, _ *nethttp.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = w.Write(body.Bytes())
+	})
 }
 
 func TestAnAnswerUpToTheLimitPasses(t *testing.T) {
