@@ -56,6 +56,9 @@ func TestRestartGoesOnAfterPanics(t *testing.T) {
 		if !errors.Is(err, want) {
 			t.Errorf("it returned %v", err)
 		}
+		if len(at) != 13 {
+			t.Fatalf("it ran %d times, want 13: once after each panic", len(at))
+		}
 		for i, pauses := 2, at[1]; i < len(at); i++ {
 			next := at[i] - at[i-1]
 			if next > longestPause || next < pauses {
