@@ -57,6 +57,16 @@ func TestRegexProgramIsLimited(t *testing.T) {
 func TestExpressionMakesLimitedData(t *testing.T) {
 	t.Parallel()
 	refused(t, "[1]"+strings.Repeat(".map(a, [a, a])", 18)+".size() > 0", nil, makesTooMuch)
+	// Each of these is within the limit, and together they are not.
+	half := "[1]" + strings.Repeat(".map(a, [a, a])", 14) + ".size()"
+	refused(t, strings.Repeat(half+" + ", 7)+half+" > 0", nil, makesTooMuch)
+	tmpl, errs := Compile("${"+half+"}", WithoutResponse)
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	if _, err := tmpl.Render(t.Context(), Scope{}); err != nil {
+		t.Errorf("one of them: %v", err)
+	}
 }
 
 func TestReplacementIsLimitedBeforeItIsMade(t *testing.T) {
