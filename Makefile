@@ -82,6 +82,13 @@ fuzz: ## Run every fuzz target for FUZZTIME
 		grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$package"/*_test.go | sed 's/func //' | while read -r target; do \
 			echo "== $$package $$target"; $(GO) test "$$package" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME); done; done
 
+BREAKS ?= 0
+SEED ?= 0
+MUTANTS ?=
+.PHONY: mutants
+mutants: ## Break the safety and security code on purpose, BREAKS of the ways at random or each, and check that a test notices
+	KUBEBUILDER_ASSETS="$(ASSETS)" $(WITH_POSTGRES) $(GO) run ./hack/mutants -n $(BREAKS) -seed $(SEED) $(MUTANTS)
+
 .PHONY: vulncheck
 vulncheck: $(TOOLS)/govulncheck ## Look for published vulnerabilities in the code that the operator calls
 	hack/vulncheck.sh $(TOOLS)/govulncheck ./cmd/... ./pkg/...
@@ -96,6 +103,7 @@ bench: ## Measure the operator and its limits side by side; writes build/bench.j
 generate: $(TOOLS)/controller-gen ## Write the generated code and manifests anew
 	$(TOOLS)/controller-gen object paths=./api/...
 	$(TOOLS)/controller-gen crd paths=./api/... output:crd:dir=config/crd/bases
+	$(GO) run ./hack/mutants -docs docs/reliability.md
 
 .PHONY: fmt
 fmt: $(TOOLS)/golangci-lint ## Format the code
