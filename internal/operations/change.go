@@ -69,7 +69,7 @@ func (h *handlers) change(ctx context.Context, ref Ref, field string, value bool
 	case apierrors.IsConflict(err), ofAnother(err):
 		return Object{}, &ConflictError{Reason: "Changed", Message: fmt.Sprintf("saga %s was replaced by another one in the meantime; look at it and ask again", ref)}
 	case err != nil:
-		return Object{}, fromAPIServer(fmt.Sprintf("setting spec.%s of saga %s", field, ref), err)
+		return Object{}, h.writeError(fmt.Sprintf("setting spec.%s of saga %s", field, ref), err)
 	}
 	h.Logger.InfoContext(ctx, "a saga was changed through the API", "saga", ref.String(), "uid", o.GetUID(), "field", field, "value", value, "user", who.Name)
 	return encode(o)

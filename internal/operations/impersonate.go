@@ -2,6 +2,7 @@ package operations
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -15,7 +16,7 @@ const serviceAccountPrefix = "system:serviceaccount:"
 type impersonatedKey struct{}
 
 // onBehalf returns the context for a write to the API server. With Options.Impersonate the write has
-// the identity and the rights of the caller. Otherwise it has those of the operator, and an annotation
+// the identity and the rights of the caller. Otherwise it has the rights of the operator, and an annotation
 // names the caller.
 func (h *handlers) onBehalf(ctx context.Context) (context.Context, error) {
 	if !h.Impersonate {
@@ -48,6 +49,18 @@ func impersonationOf(who Caller) (transport.ImpersonationConfig, error) {
 		}
 	}
 	return c, nil
+}
+
+// writeError classifies the error of a write that onBehalf has prepared. If the cluster does not let the
+// operator impersonate the caller, the error says what to do.
+func (h *handlers) writeError(doing string, err error) error {
+	err = fromAPIServer(doing, err)
+	var rejected *RejectedError
+	if h.Impersonate && errors.As(err, &rejected) && strings.Contains(rejected.Message, "impersonat") {
+		return &RejectedError{Message: rejected.Message +
+			"; the administrator of the operator has to bind the ClusterRole saga-impersonator to it; members of system:masters have to use kubectl"}
+	}
+	return err
 }
 
 // impersonatingTransport sends requests with the identity that onBehalf has put into their context.

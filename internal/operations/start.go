@@ -21,7 +21,7 @@ import (
 // fieldOwner is who manages the fields of the objects that are written here.
 const fieldOwner = client.FieldOwner("saga-operator-api")
 
-// start creates the object. If the operator's own rights are used, the annotation says for whom; the cluster's policies let nobody else do so.
+// start creates the object. If the operator's own rights are used, the annotation says for whom; the cluster's policies let only the operator do so.
 func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	noteCarriedOut(ctx)
 	who, _ := CallerOf(ctx)
@@ -53,7 +53,7 @@ func (h *handlers) start(ctx context.Context, c StartSaga) (Object, error) {
 	case apierrors.IsNotFound(err):
 		return Object{}, &NotFoundError{What: "namespace " + c.Namespace}
 	case err != nil:
-		return Object{}, fromAPIServer(doing, err)
+		return Object{}, h.writeError(doing, err)
 	}
 	h.Logger.InfoContext(ctx, "a saga was created through the API", "saga", c.Namespace+"/"+name, "uid", o.GetUID(), "user", who.Name, "traceparent", cqrs.TraceParent(ctx))
 	return encode(o)

@@ -34,7 +34,7 @@ func (r *rig) bindEverywhere(account *corev1.ServiceAccount, role string, right 
 }
 
 // impersonating returns the setup of an API whose operator has an account of its own. The cluster's
-// admission policies do not know it, so that it can name nobody else as a creator by an annotation.
+// admission policies do not know it, so that it cannot name another user as a creator by an annotation.
 func impersonating(t *testing.T, allowed bool, got *operations.Options) setup {
 	t.Helper()
 	return func(o *operations.Options, _ *Options) {
@@ -134,7 +134,7 @@ func TestImpersonationRefusesAdministrators(t *testing.T) {
 	who.Groups = append(who.Groups, "system:masters")
 	_, err := r.startAs(options, who)
 	var refused *operations.RejectedError
-	if !errors.As(err, &refused) || !strings.Contains(refused.Message, "system:masters") {
+	if !errors.As(err, &refused) || !strings.Contains(refused.Message, "impersonating the system:masters group") {
 		t.Errorf("a member of system:masters: %v", err)
 	}
 }
