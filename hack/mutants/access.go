@@ -77,7 +77,7 @@ var accessBreaks = []Break{
 		Package: "./internal/operations", Test: "TestAbandonFindsSagaOfItsNamespaceOnly",
 	},
 	{
-		Name: "Whoever may update sagas may abandon them",
+		Name: "A user who may update sagas may abandon them",
 		File: "internal/operations/abandon.go",
 		Old:  "	p.Subresource = \"abandon\"\n", New: "",
 		Package: "./internal/operations", Test: "TestAbandonNeedsRightOfItsOwn",

@@ -36,7 +36,7 @@ func main() {
 
 // options are what the flags say.
 type options struct {
-	count int    // at most so many breaks; 0 means all
+	count int    // the maximum number of breaks; 0 means all
 	seed  uint64 // chooses them
 	match *regexp.Regexp
 	race  bool

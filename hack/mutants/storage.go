@@ -75,7 +75,7 @@ var storageBreaks = []Break{
 		Test:    "TestTwoRepositoriesRacingLoseNoUpdate",
 	},
 	{
-		Name:    "A relay goes on with a shard whose lease is somebody else's",
+		Name:    "A relay goes on with a shard after another replica took its lease",
 		File:    "internal/outbox/lease.go",
 		Old:     "const owned = `sink = $1 AND shard = $2 AND lease_epoch = $3`",
 		New:     "const owned = `sink = $1 AND shard = $2 AND lease_epoch >= $3`",
@@ -131,7 +131,7 @@ var storageBreaks = []Break{
 		Test:    "TestPoolProbesServersThatMayHaveVanished",
 	},
 	{
-		Name:    "A database that restarts or fails over counts as broken for good",
+		Name:    "A database that restarts or fails over counts as permanently broken",
 		File:    "internal/postgres/errors.go",
 		Old:     "\"57\": Unavailable,",
 		New:     "\"57\": Permanent,",

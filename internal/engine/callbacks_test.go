@@ -228,7 +228,7 @@ func TestACallbackAnswersItsOwnSagaStepAndDirectionOnly(t *testing.T) {
 	are := func(k Key, dir saga.Direction, wantPay, wantShip saga.EffectStatus) {
 		t.Helper()
 		if pay, ship := advance(k, dir); pay != wantPay || ship != wantShip {
-			t.Fatalf("the %s of pay is %s and that of ship %s, want %s and %s", dir, pay, ship, wantPay, wantShip)
+			t.Fatalf("the %s of pay is %s and the one of ship is %s, want %s and %s", dir, pay, ship, wantPay, wantShip)
 		}
 	}
 	are(other, saga.Action, saga.Accepted, saga.Accepted)

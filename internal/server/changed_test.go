@@ -24,7 +24,7 @@ func TestSagaNamesUserWhoChangedIt(t *testing.T) {
 	account := r.account("orders", r.ns, "saga-editor")
 	user, token := "system:serviceaccount:"+r.ns+":orders", r.token(account, audience)
 	if s := r.create(token, "order-1"); s.Annotations[v1.ChangedByAnnotation] != "" {
-		t.Errorf("a saga that nobody has changed names %q", s.Annotations[v1.ChangedByAnnotation])
+		t.Errorf("a saga that was never changed names %q", s.Annotations[v1.ChangedByAnnotation])
 	}
 	a := r.do(call{method: "POST", path: sagas + "/order-1/suspend", token: token, header: key("k-2")})
 	if a.status != http.StatusOK || a.saga(t).Annotations[v1.ChangedByAnnotation] != user {

@@ -123,7 +123,7 @@ func TestAppendAtAnOldVersionLoses(t *testing.T) {
 	}
 }
 
-// TestCallbackStaysWithItsSaga has a token be put down once more, for another saga.
+// TestCallbackStaysWithItsSaga records a token a second time, for another saga.
 func TestCallbackStaysWithItsSaga(t *testing.T) {
 	t.Parallel()
 	store := storepg.New(open(t, throwaway.Database(t), nil))
